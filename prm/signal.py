@@ -1,0 +1,68 @@
+"""`Signal` and `RewardSource`: how every reward, ruled or learned, reaches the trainer.
+
+Shapes: N trajectories; T_i response tokens of trajectory i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from data.example import Example
+from rollout.trajectory import Trajectory
+from verifiers.registry import Registry
+
+
+@dataclass(slots=True)
+class Signal:
+    """What one source says about N trajectories.
+
+    outcome_N: float32 [N], NaN = not judged (the trajectory leaves its group).
+    token_reward: None, or one float32 tensor [T_i] a trajectory (dense process reward).
+    token_weight: None, or one float32 tensor [T_i] a trajectory (multiplies the advantage).
+    labels: lists of N values for the records and the report, by name.
+    """
+
+    outcome_N: Tensor
+    token_reward: list[Tensor] | None = None
+    token_weight: list[Tensor] | None = None
+    labels: dict[str, list[Any]] = field(default_factory=dict)
+
+    def select(self, index: Sequence[int]) -> Signal:
+        """The same signal for a subset of the trajectories, in the order of `index`."""
+        return Signal(
+            self.outcome_N[torch.as_tensor(index, dtype=torch.long)],
+            None if self.token_reward is None else [self.token_reward[i] for i in index],
+            None if self.token_weight is None else [self.token_weight[i] for i in index],
+            {name: [values[i] for i in index] for name, values in self.labels.items()},
+        )
+
+
+@runtime_checkable
+class RewardSource(Protocol):
+    """A rule verifier, an implicit PRM, a judge over HTTP, a VerifyRM: all of them are this.
+
+    A source is built as ``Source(options, context)``; `options` is an instance of its nested pydantic model `Options`
+    (so a recipe's typos are caught before compute) and `context` a `SourceContext`.
+    """
+
+    def score(self, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> Signal:
+        """Judge trajectories[i], an answer to examples[i]. Never raises for what a model wrote."""
+        ...
+
+    def learn(self, trajectories: Sequence[Trajectory], signal: Signal) -> dict[str, float]:
+        """Co-train on what was kept. Sources that do not learn return {}."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+SOURCES: Registry[type] = Registry("reward source", "prm")

@@ -1,0 +1,71 @@
+"""Named parts of a recipe: a recipe says ``kind: grpo`` and a `Registry` finds the code.
+
+Adding a part means adding one file in the right folder and decorating one object with ``@REGISTRY.register("name")``; the
+folder is imported on first look-up, so nothing else has to change. A user's own part needs no registration: a kind of the
+form ``package.module:Object`` is imported as it stands.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from verifiers.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Maps a kind to an object. `noun` is used in messages; `package` is the folder whose modules register themselves."""
+
+    def __init__(self, noun: str, package: str):
+        self.noun, self.package = noun, package
+        self._entries: dict[str, T] = {}
+        self._discovered = False
+
+    def register(self, name: str) -> Callable[[T], T]:
+        def add(entry: T) -> T:
+            if name in self._entries and self._entries[name] is not entry:
+                raise ConfigError(f"Two {self.noun}s are registered as '{name}'.", where=self.package)
+            self._entries[name] = entry
+            return entry
+
+        return add
+
+    def names(self) -> list[str]:
+        self._discover()
+        return sorted(self._entries)
+
+    def get(self, name: str, *, key: str | None = None) -> T:
+        """Return the entry for `name`, or raise `ConfigError` naming the recipe `key` and the nearest valid kind."""
+        if ":" in name:
+            return self._import(name, key)
+        self._discover()
+        if name not in self._entries:
+            raise ConfigError(
+                f"Unknown {self.noun} '{name}'.",
+                where=key,
+                fix=did_you_mean(name, self._entries) + ", or your own as 'package.module:Object'",
+            )
+        return self._entries[name]
+
+    def _discover(self) -> None:
+        if self._discovered:
+            return
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__, prefix=self.package + "."):
+            importlib.import_module(module.name)
+        self._discovered = True
+
+    def _import(self, path: str, key: str | None) -> T:
+        module_name, _, attribute = path.partition(":")
+        try:
+            return getattr(importlib.import_module(module_name), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(
+                f"Cannot import {self.noun} '{path}': {error}.",
+                where=key,
+                fix="check that the module is on PYTHONPATH and that the object exists in it",
+            ) from error
