@@ -42,6 +42,10 @@ class VerifierError(AssayError):
     """The verifier itself is broken (not: the answer is wrong)."""
 
 
+class BadGold(AssayError):
+    """A verifier cannot read the gold answer: the verdict is `bad_gold`, and nobody's response is judged by it."""
+
+
 class MissingExtraError(AssayError):
     """An optional dependency is needed and not installed."""
 

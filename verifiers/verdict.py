@@ -38,12 +38,14 @@ ALWAYS_SCORED = frozenset({Status.CORRECT, Status.WRONG, Status.NO_ANSWER, Statu
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """score: reward in [0, 1], or None when we could not judge. evidence: what was compared, for a person to read.
-    milliseconds: wall time of the judgement (not part of any deterministic record)."""
+    milliseconds: wall time of the judgement (not part of any deterministic record). answer: the response's answer in a
+    canonical form, None if it has none; equal strings are the same answer (majority votes count them)."""
 
     score: float | None
     status: Status
     evidence: str = ""
     milliseconds: float = 0.0
+    answer: str | None = None
 
     def __post_init__(self) -> None:
         if self.status in ALWAYS_UNSCORED and self.score is not None:
@@ -71,11 +73,17 @@ class VerifyRequest:
 class Verifier(Protocol):
     """Judges one response. Pure: no global state, no signals, no I/O, and raises only on a broken gold or a bug (the
     runner maps those to `bad_gold` and `verifier_fault`). `isolated` verifiers run in killable worker processes, because
-    third-party code inside them may hang, eat memory or crash."""
+    third-party code inside them may hang, eat memory or crash.
+
+    A verifier is a class with a nested pydantic model `Options`, built as ``Kind(options)``."""
 
     isolated: bool
 
     def verify(self, request: VerifyRequest) -> Verdict: ...
+
+    def gold_response(self, gold: Any, meta: Mapping[str, Any]) -> str:
+        """The text of a perfect response, which `verify` must find correct. Raises `BadGold`."""
+        ...
 
 
 VERIFIERS: Registry[type] = Registry("verifier", "verifiers")

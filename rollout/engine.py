@@ -1,0 +1,66 @@
+"""The engine protocol: token ids in, trajectories out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from rollout.trajectory import Trajectory
+from verifiers.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """temperature > 0; top_p in (0, 1]; a response ends at an end-of-sequence token, after one of the `stop` strings (kept
+    in the response) or at `max_response_tokens`. greedy takes the most likely token and ignores the first two."""
+
+    max_response_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    greedy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt, already tokenised. group: its index within the step."""
+
+    example_id: str
+    group: int
+    ids: list[int]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Samples from the weights it was last given."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], samples_per_prompt: int, sampling: SamplingParams, seed: int
+    ) -> list[Trajectory]:
+        """`samples_per_prompt` trajectories for each prompt, ordered by prompt, then sample. The same seed, example ids and
+        weights give the same trajectories; each row has its own random stream, so the batch around it does not matter
+        (beyond the rounding of the backend's matrix products)."""
+        ...
+
+    def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
+        """Take new weights by their Hugging Face names (LoRA already merged). `version` is stamped on trajectories."""
+        ...
+
+    def sleep(self) -> None:
+        """Give memory back; `load_weights` must be called before the next `generate`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+ENGINES: Registry[type] = Registry("rollout engine", "rollout")
+
+
+def row_seed(seed: int, example_id: str, sample: int) -> int:
+    """A 63-bit seed for one row's random stream, from the step's seed, the example and the sample index."""
+    digest = hashlib.sha256(f"{seed}/{example_id}/{sample}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,122 @@
+"""Sequence packing: trajectories -> micro-batches without padding.
+
+Shapes: T tokens of a micro-batch (all sequences end to end), S sequences in it, R response tokens in it.
+
+A sequence is never cut or truncated; one longer than the budget gets a micro-batch of its own. Within a micro-batch the
+sequences stand in order of decreasing length, so that sequences of equal length are neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class TokenSequence(Protocol):
+    """Anything with a prompt and a response in token ids (a `Trajectory`, a demonstration)."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+
+@dataclass(slots=True)
+class PackedBatch:
+    """One micro-batch.
+
+    sequence_index: which of the input sequences it holds, in packed order (length S).
+    ids_T, position_T: int64; positions restart at 0 at each sequence. cu_seqlens: int32 [S + 1], borders of the sequences.
+    predict_R: flat positions whose logits score a response token (the token before it). target_R: those response tokens.
+    segment_R: 0..S-1, the sequence of each response token.
+    """
+
+    sequence_index: list[int]
+    ids_T: Tensor
+    position_T: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+    predict_R: Tensor
+    target_R: Tensor
+    segment_R: Tensor
+
+    def flatten(self, per_sequence: Sequence[Tensor]) -> Tensor:
+        """Response-token values [R] in packed order, from one tensor [T_i] for each *input* sequence."""
+        return torch.cat([per_sequence[i] for i in self.sequence_index]).to(self.ids_T.device)
+
+    def split(self, values_R: Tensor) -> dict[int, Tensor]:
+        """The inverse of `flatten`: {input sequence: its values [T_i]}."""
+        lengths = torch.bincount(self.segment_R, minlength=len(self.sequence_index)).tolist()
+        return dict(zip(self.sequence_index, values_R.split(lengths), strict=True))
+
+
+def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Bins of indices, each of total length <= capacity unless it holds a single longer item. Deterministic: ties by index.
+
+    Source: Johnson 1973; at most 11/9 of the optimal number of bins plus 6/9.
+    """
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        for b, free in enumerate(room):
+            if lengths[i] <= free:
+                bins[b].append(i)
+                room[b] -= lengths[i]
+                break
+        else:
+            bins.append([i])
+            room.append(capacity - lengths[i])
+    return bins
+
+
+def balance(lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Spread items over `parts` ranks by longest-processing-time-first: every index once, at most 4/3 of the optimal load
+    (Graham 1969). Ties go to the rank with fewer items, then the lower rank."""
+    loads = [(0, 0, rank) for rank in range(parts)]
+    out: list[list[int]] = [[] for _ in range(parts)]
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        load, count, rank = min(loads)
+        out[rank].append(i)
+        loads[loads.index((load, count, rank))] = (load + lengths[i], count + 1, rank)
+    return out
+
+
+def pack(
+    sequences: Sequence[TokenSequence], max_tokens: int, device: torch.device | str = "cpu"
+) -> list[PackedBatch]:
+    """Micro-batches of at most `max_tokens` tokens that hold every sequence exactly once."""
+    lengths = [len(s.prompt_ids) + len(s.response_ids) for s in sequences]
+    return [_pack_one(sequences, bin_, device) for bin_ in first_fit_decreasing(lengths, max_tokens)]
+
+
+def _pack_one(sequences: Sequence[TokenSequence], index: list[int], device: torch.device | str) -> PackedBatch:
+    ids: list[int] = []
+    position: list[int] = []
+    borders = [0]
+    predict: list[int] = []
+    target: list[int] = []
+    segment: list[int] = []
+    for slot, i in enumerate(index):
+        prompt, response = sequences[i].prompt_ids, sequences[i].response_ids
+        if not prompt:
+            raise ValueError(f"sequence {i} has an empty prompt: its first response token would have nothing to predict it")
+        # the logits at position t score token t + 1: the first response token is scored by the last prompt token
+        first = borders[-1] + len(prompt) - 1
+        ids += prompt + response
+        position += range(len(prompt) + len(response))
+        borders.append(len(ids))
+        predict += range(first, first + len(response))
+        target += response
+        segment += [slot] * len(response)
+    return PackedBatch(
+        sequence_index=list(index),
+        ids_T=torch.tensor(ids, device=device),
+        position_T=torch.tensor(position, device=device),
+        cu_seqlens=torch.tensor(borders, dtype=torch.int32, device=device),
+        max_seqlen=max(b - a for a, b in zip(borders, borders[1:], strict=False)),
+        predict_R=torch.tensor(predict, dtype=torch.long, device=device),
+        target_R=torch.tensor(target, dtype=torch.long, device=device),
+        segment_R=torch.tensor(segment, dtype=torch.long, device=device),
+    )

