@@ -10,6 +10,7 @@ worker do not count against a call's time limit.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -100,9 +101,11 @@ class Pool:
             executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=False, cancel_futures=True)
-        _kill_all(self._live)
+        for worker in list(self._live):
+            worker.end()  # its thread, if one is waiting for it, wakes up and closes the pipes
         if executor is not None:
             executor.shutdown(wait=True)
+        _kill_all(self._live)
         self._idle.clear()
 
     def _require_open(self) -> None:
@@ -190,7 +193,8 @@ class _Worker:
 
     def __init__(self) -> None:
         # A file, not a pipe: nobody has to drain it, and the last words of a dead worker can still be read.
-        self._stderr = tempfile.TemporaryFile("a+b", buffering=0)  # noqa: SIM115 (closed by `kill`)
+        self._stderr = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed by `kill`)
+        fcntl.fcntl(self._stderr, fcntl.F_SETFL, os.O_APPEND)  # so that `trim_stderr` leaves no hole
         self.process = subprocess.Popen(
             # -P: a file in the working directory must not shadow a module. A session of its own: Ctrl-C is for the
             # trainer to handle, and the worker's own children die with it.
@@ -248,16 +252,20 @@ class _Worker:
         return f"its standard error ends:\n{tail.decode(errors='replace').strip() or '(empty)'}"
 
     def trim_stderr(self) -> None:
-        """Keep a chatty library from filling the disk over a long run (the file is in append mode)."""
+        """Keep a chatty library from filling the disk over a long run."""
         if os.fstat(self._stderr.fileno()).st_size > _STDERR_MAX_BYTES:
             os.ftruncate(self._stderr.fileno(), 0)
 
-    def kill(self) -> None:
-        """SIGKILL the process and its children, reap it, close the pipes."""
+    def end(self) -> None:
+        """SIGKILL the process and its children, and reap it."""
         if self.process.returncode is None:
             with suppress(ProcessLookupError, PermissionError):  # it is dead and not yet reaped
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+
+    def kill(self) -> None:
+        """`end` it and close the pipes: for its owner."""
+        self.end()
         self._close_files()
 
     def abandon(self) -> None:
