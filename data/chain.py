@@ -7,12 +7,14 @@
                 #9           the answer: everything after the last '#'
     direct      #9
 
-All arithmetic is modulo `modulus`, so every number has few digits and none is negative. The default rule is left to right,
-without precedence: the next operation is always at the head of the line, which a character model of about a million
-parameters can learn to find; with ``precedence: standard`` products come first, as in school.
+All arithmetic is modulo `modulus`, so every number has few digits and none is negative. The default rule is left to
+right, without precedence: the next operation is always at the head of the line, which a character model of about a
+million parameters can learn to find; with ``precedence: standard`` products come first, as in school.
 
-The step oracle (`check_steps`) accepts any operation that the rule allows next (left to right: exactly one; standard: any
-whose neighbours do not bind its operands first), and an answer from any line, so that a direct answer is one step.
+The gold is the answer as text. Read responses with a verifier that takes what follows the last '#'.
+
+The step oracle (`check_steps`) accepts any operation that the rule allows next (left to right: exactly one; standard:
+any whose neighbours do not bind its operands first), and an answer from any line, so that a direct answer is one step.
 """
 
 from __future__ import annotations
@@ -23,16 +25,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data.example import Example, Message
 from data.sources import DATA_SOURCES
 from data.steps import StepLabel, label_lines
 from verifiers.errors import DataError
+from verifiers.options import Options as BaseOptions
 
 ANSWER_MARK = "#"
 _EXPRESSION = re.compile(r"[0-9]{1,18}(?:[+*-][0-9]{1,18})*")
-_ANSWER = re.compile(r"#([0-9]{1,18})")
+_ANSWER = re.compile(r"# *([0-9]{1,18}) *")
 
 Precedence = Literal["left_to_right", "standard"]
 
@@ -92,15 +95,45 @@ class Rule:
         return expression.numbers[0] % self.modulus
 
 
+def check_steps(example: Example, response: str) -> list[StepLabel]:
+    """Label every line of `response` to a `chain` example; the answer line is the last step. Total on model text.
+
+    A line follows if it is the line before it (at first: the question) with one allowed operation done, or an answer
+    that has the value of the line before it; nothing may come after the answer. It is on track if it has the true value.
+    """
+    return label_lines(response, _Judge(example))
+
+
+class _Judge:
+    def __init__(self, example: Example):
+        expression = Expression.parse(str(example.meta.get("expression")))
+        if example.meta.get("task") != "chain" or expression is None:
+            raise DataError("Only examples made by the data source 'chain' have its step oracle.", where=example.id)
+        self.rule = Rule(example.meta["modulus"], example.meta["precedence"])
+        self.truth = self.rule.value(expression)
+        self.previous: Expression | None = expression  # None: nothing can follow (unreadable line, or answered)
+
+    def __call__(self, line: str) -> tuple[bool, bool]:
+        previous, self.previous = self.previous, None
+        if answer := _ANSWER.fullmatch(line):
+            number = int(answer[1])
+            return previous is not None and number == self.rule.value(previous), number == self.truth
+        expression = Expression.parse(line)
+        if expression is None:
+            return False, False
+        self.previous = expression
+        allowed = [] if previous is None else self.rule.next_operations(previous)
+        follows = any(previous is not None and self.rule.do(previous, i).text == line for i in allowed)
+        return follows, self.rule.value(expression) == self.truth
+
+
 @DATA_SOURCES.register("chain")
 class Chain:
     """Generates distinct expressions with gold answer, demonstration and step oracle. See the module docstring."""
 
-    class Options(BaseModel):
-        """count: examples to make. operators: a subset of ``+-*``, as one text. direct_share: share of the examples whose
-        demonstration answers directly instead of using the scratchpad. seed: another seed, other expressions."""
-
-        model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    class Options(BaseOptions):
+        """count: examples to make. operators: a subset of ``+-*``, as one text. direct_share: share of the examples
+        whose demonstration answers directly instead of using the scratchpad. seed: another seed, other expressions."""
 
         count: int = Field(ge=1)
         seed: int = 0
@@ -123,6 +156,8 @@ class Chain:
             if self.min_operands > self.max_operands:
                 raise ValueError(f"min_operands ({self.min_operands}) exceeds max_operands ({self.max_operands})")
             return self
+
+    check_steps = staticmethod(check_steps)
 
     def __init__(self, options: Options):
         self.options = options
@@ -187,38 +222,6 @@ class Chain:
                 "direct": direct,
             },
         )
-
-
-def check_steps(example: Example, response: str) -> list[StepLabel]:
-    """Label every line of `response` to a `chain` example; the answer line is the last step. Total on model text.
-
-    A line follows if it is the line before it (at first: the question) with one allowed operation done, or an answer that
-    has the value of the line before it; nothing may come after the answer. It is on track if it has the true value.
-    """
-    return label_lines(response, _Judge(example))
-
-
-class _Judge:
-    def __init__(self, example: Example):
-        expression = Expression.parse(str(example.meta.get("expression")))
-        if example.meta.get("task") != "chain" or expression is None:
-            raise DataError("Only examples made by the data source 'chain' have its step oracle.", where=example.id)
-        self.rule = Rule(example.meta["modulus"], example.meta["precedence"])
-        self.truth = self.rule.value(expression)
-        self.previous: Expression | None = expression  # None: nothing can follow (unreadable line, or answered)
-
-    def __call__(self, line: str) -> tuple[bool, bool]:
-        previous, self.previous = self.previous, None
-        if answer := _ANSWER.fullmatch(line):
-            number = int(answer[1])
-            return previous is not None and number == self.rule.value(previous), number == self.truth
-        expression = Expression.parse(line)
-        if expression is None:
-            return False, False
-        self.previous = expression
-        allowed = [] if previous is None else self.rule.next_operations(previous)
-        follows = any(previous is not None and self.rule.do(previous, i).text == line for i in allowed)
-        return follows, self.rule.value(expression) == self.truth
 
 
 def _distinct(rng: random.Random, count: int, space: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Rows of a table -> `Example`s, with an error for every row that cannot be one.
 
-A row is a mapping from field names to plain values, whatever file it came from. Nothing is guessed or repaired: the first
-malformed row raises `DataError` naming the source, the row, the field, the nearest existing field and the fix.
+A row is a mapping from field names to plain values, whatever file it came from. Nothing is guessed or repaired: the
+first malformed row raises `DataError` naming the source, the row, the field, the nearest existing field and the fix.
 """
 
 from __future__ import annotations
@@ -12,27 +12,26 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data.example import Example, Message
 from verifiers.errors import DataError, did_you_mean
+from verifiers.options import Options
 
 ROLES = ("system", "user", "assistant")
 MAX_EXPONENT = 400  # above any float; a text like 1e999999999 would take gigabytes to write out
 
 
-class RowOptions(BaseModel):
+class RowOptions(Options):
     """Which field of a row is what.
 
     prompt_field: text, or a list of chat messages ``{"role": ..., "content": ...}`` whose last role is user.
-    gold_field, gold_type: ``text`` takes a string as it is; ``number`` takes a number, or a string that reads as one, and
-    writes it plainly (43.0 becomes "43"); ``json`` keeps structured values and parses strings as JSON.
+    gold_field, gold_type: ``text`` takes a string as it is; ``number`` takes a number, or a string that reads as one,
+    and writes it plainly (43.0 becomes "43"); ``json`` keeps structured values and parses strings as JSON.
     solution_field: a demonstration; null in a row means that this row has none.
     id_field: unique text or integer; without it the id is ``<file stem>-<row>``, rows counted from 0.
     meta_fields: copied to `Example.meta` as plain JSON data.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     prompt_field: str = "prompt"
     gold_field: str = "gold"
@@ -138,7 +137,7 @@ class _RowReader:
             self._fail(
                 field,
                 f"ends with a message of role '{messages[-1].role}'",
-                "the last message must be the user's question; text to start the answer with is template.response_prefix",
+                "end with the user's question; text to start the answer with belongs in template.response_prefix",
             )
         return messages
 
@@ -202,7 +201,7 @@ class _RowReader:
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
-            self._fail(field, f"holds {_shown(value)}, which is not plain JSON data ({error})", "convert it or leave it out")
+            self._fail(field, f"holds {_shown(value)}, which is not plain JSON data ({error})", "convert or remove it")
         return value
 
 

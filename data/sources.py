@@ -1,8 +1,8 @@
 """Where questions come from: files, the Hugging Face hub, and (in their own modules) generators.
 
-A data source is a class with a nested pydantic model `Options`, built as ``Source(options)``, whose ``load()`` returns the
-examples. To add one, write a module in this folder and decorate the class with ``@DATA_SOURCES.register("name")``; a
-recipe may also name its own as ``package.module:Class``.
+A data source is a class with a nested pydantic model `Options`, built as ``Source(options)``, whose ``load()`` returns
+the examples. To add one, write a module in this folder and decorate the class with ``@DATA_SOURCES.register("name")``;
+a recipe may also name its own as ``package.module:Class``.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Any, Protocol
 
 from data.example import Example
 from data.rows import Row, RowOptions, require_columns, to_examples
 from verifiers.errors import ConfigError, DataError, did_you_mean
+from verifiers.options import parse_options
 from verifiers.registry import Registry
 
 ASSETS = Path(__file__).parent / "assets"
 ASSETS_PREFIX = "assets:"
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 class DataSource(Protocol):
@@ -46,7 +43,7 @@ def load_examples(kind: str, options: Mapping[str, Any], *, key: str) -> list[Ex
             where=f"{key}.kind",
             fix="a data source is a class with a nested pydantic model Options and a method load() -> list[Example]",
         )
-    examples = source(parse_options(source.Options, options, key=key)).load()
+    examples = source(parse_options(source.Options, options, key)).load()
     seen: set[str] = set()
     for example in examples:
         if example.id in seen:
@@ -60,30 +57,6 @@ def load_examples(kind: str, options: Mapping[str, Any], *, key: str) -> list[Ex
     if not examples:
         raise DataError("The data source gave no examples.", where=f"{key} ({kind})")
     return examples
-
-
-def parse_options(model: type[Model], options: Mapping[str, Any], *, key: str) -> Model:
-    """Validate `options`; raise `ConfigError` naming every bad ``key.option``, the nearest valid one and the fix."""
-    try:
-        return model.model_validate(dict(options))
-    except ValidationError as error:
-        problems = [_problem(model, dict(detail)) for detail in error.errors(include_url=False)]
-    where = ", ".join(".".join([key, *location]) for location, _, _ in problems)
-    raise ConfigError(
-        " ".join(what for _, what, _ in problems), where=where, fix="; ".join(dict.fromkeys(fix for _, _, fix in problems))
-    )
-
-
-def _problem(model: type[BaseModel], detail: dict[str, Any]) -> tuple[list[str], str, str]:
-    location = [str(part) for part in detail["loc"]]
-    name = ".".join(location)
-    if detail["type"] == "extra_forbidden":
-        return location, f"Unknown option '{name}'.", did_you_mean(name, model.model_fields)
-    if detail["type"] == "missing":
-        return location, f"Option '{name}' is required.", f"set '{name}'"
-    if not location:
-        return location, f"{detail['msg']}.", "change one of these options"
-    return location, f"Option '{name}': {detail['msg']}, got {detail['input']!r}.", f"correct the value of '{name}'"
 
 
 def resolve_path(path: str) -> Path:
@@ -130,7 +103,9 @@ class _FileSource:
         try:
             return to_examples(self.rows(path), self.options, source=str(path), stem=path.stem)
         except OSError as error:
-            raise DataError(f"Cannot read {path}: {error}.", where=str(path), fix="check the file and its rights") from error
+            raise DataError(
+                f"Cannot read {path}: {error}.", where=str(path), fix="check the file and its rights"
+            ) from error
 
     def rows(self, path: Path) -> Iterator[Row]:
         raise NotImplementedError
@@ -201,7 +176,9 @@ class CsvSource(_FileSource):
             names = csv.open_csv(path, read_options=reading, parse_options=parsing).schema.names
             columns = require_columns(names, self.options, source=str(path))
             as_text = csv.ConvertOptions(
-                column_types={name: pyarrow.string() for name in columns}, include_columns=columns, strings_can_be_null=False
+                column_types={name: pyarrow.string() for name in columns},
+                include_columns=columns,
+                strings_can_be_null=False,
             )
             records = csv.read_csv(path, reading, parsing, as_text).to_pylist()
         except pyarrow.ArrowException as error:
@@ -242,6 +219,7 @@ class HubSource:
 
     def _dataset(self, source: str) -> Any:
         import datasets
+        from datasets.exceptions import DatasetsError
 
         options = self.options
         local = options.path.startswith((ASSETS_PREFIX, "/", ".", "~")) or Path(options.path).is_dir()
@@ -252,7 +230,7 @@ class HubSource:
             if local and (Path(path) / "state.json").exists():
                 return datasets.Dataset.load_from_disk(path)
             return datasets.load_dataset(path, options.name, split=options.split, revision=options.revision)
-        except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        except (DatasetsError, OSError, ValueError, RuntimeError) as error:
             raise DataError(
                 f"Cannot load the dataset {options.path}: {error}.",
                 where=source,
@@ -260,7 +238,7 @@ class HubSource:
                 "or gated dataset needs 'hf auth login'",
             ) from error
 
-    def _split_of(self, splits: Mapping[str, Any], source: str) -> Any:
+    def _split_of(self, splits: Mapping[Any, Any], source: str) -> Any:
         if self.options.split not in splits:
             raise DataError(
                 f"There is no split '{self.options.split}'.",

@@ -11,10 +11,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from data.example import Example
 from rollout.trajectory import Trajectory
 from verifiers.registry import Registry
+from verifiers.runner import Runner
 
 
 @dataclass(slots=True)
@@ -40,6 +42,16 @@ class Signal:
             None if self.token_weight is None else [self.token_weight[i] for i in index],
             {name: [values[i] for i in index] for name, values in self.labels.items()},
         )
+
+
+@dataclass(slots=True)
+class SourceContext:
+    """What a source may use: the recipe's verifier, the policy's tokenizer, the device, the run's seed."""
+
+    runner: Runner
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    seed: int
 
 
 @runtime_checkable

@@ -60,7 +60,12 @@ class Engine(Protocol):
 ENGINES: Registry[type] = Registry("rollout engine", "rollout")
 
 
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed from any mix of numbers and names: the same parts give the same seed, everywhere."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
 def row_seed(seed: int, example_id: str, sample: int) -> int:
     """A 63-bit seed for one row's random stream, from the step's seed, the example and the sample index."""
-    digest = hashlib.sha256(f"{seed}/{example_id}/{sample}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    return derive_seed(seed, example_id, sample)

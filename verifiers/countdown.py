@@ -1,8 +1,8 @@
 """Kind ``countdown``: reach a target from given numbers. Many answers are right, so the answer is evaluated.
 
-The answer is the text after the last '#' up to the end of its line, or the last non-empty line if there is no '#'. It may
-use + - * / and parentheses on non-negative integers, each given number at most once. A trailing '= target' is allowed if it
-states the true target. Arithmetic is exact (fractions), and nothing is ever passed to `eval`.
+The answer is the text after the last '#' up to the end of its line, or the last non-empty line if there is no '#'. It
+may use + - * / and parentheses on non-negative integers, each given number at most once. A trailing '= target' is
+allowed if it states the true target. Arithmetic is exact (fractions), and nothing is ever passed to `eval`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from verifiers.errors import BadGold
+from verifiers.options import Options as BaseOptions
 from verifiers.text import after_last, answer_text
 from verifiers.verdict import VERIFIERS, Status, Verdict, VerifyRequest
 
@@ -48,7 +47,7 @@ def parse_expression(text: str) -> ast.expr | None:
 def _is_allowed(node: ast.AST) -> bool:
     if isinstance(node, ast.Constant):
         return type(node.value) is int
-    return isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS or isinstance(node, tuple(_OPERATORS))
+    return (isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS) or isinstance(node, tuple(_OPERATORS))
 
 
 def literals(tree: ast.expr) -> list[int]:
@@ -60,20 +59,19 @@ def evaluate(tree: ast.expr) -> Fraction:
     """Exact value of a tree from `parse_expression`. Raises ZeroDivisionError."""
     if isinstance(tree, ast.BinOp):
         return _OPERATORS[type(tree.op)](evaluate(tree.left), evaluate(tree.right))
-    assert isinstance(tree, ast.Constant) and isinstance(tree.value, int)
+    assert isinstance(tree, ast.Constant)
+    assert isinstance(tree.value, int)
     return Fraction(tree.value)
 
 
 @VERIFIERS.register("countdown")
 class CountdownVerifier:
-    """Gold: ``{"numbers": [int, ...], "target": int, "solution": str}``; `solution` is needed by `gold_response` only."""
+    """Gold: ``{"numbers": [int, ...], "target": int, "solution": str}``; only `gold_response` needs `solution`."""
 
     isolated = False
 
-    class Options(BaseModel):
+    class Options(BaseOptions):
         """use_all: every given number must be used."""
-
-        model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
         use_all: bool = False
 
@@ -90,9 +88,10 @@ class CountdownVerifier:
         fault = self._fault(tree, numbers, target)
         if fault is None and equals and stated.strip() != str(target):
             fault = f"it states '= {stated.strip()}', the target is {target}"
+        canonical = ast.unparse(tree)
         if fault is None:
-            return Verdict(1.0, Status.CORRECT, answer or "")
-        return Verdict(0.0, Status.WRONG, f"{expression.strip()}: {fault}")
+            return Verdict(1.0, Status.CORRECT, f"{expression.strip()} = {target}", answer=canonical)
+        return Verdict(0.0, Status.WRONG, f"{expression.strip()}: {fault}", answer=canonical)
 
     def gold_response(self, gold: Any, meta: Mapping[str, Any]) -> str:
         _read_gold(gold)

@@ -4,17 +4,17 @@ Where the answer stands is one rule, chosen by the options and never by what the
 
 1. ``answer_pattern``: the group of its last match.
 2. ``marker``: the text after its last occurrence, up to the end of the line.
-3. neither: the last ``\boxed{...}``; in a response without a box, the last number in its last 10,000 characters if the
-   gold is a number, else the whole response.
+3. neither: the last ``\boxed{...}`` (boxes joined by 'and', 'or' or a comma are one answer); in a response without a
+   box, the last number in its last 10,000 characters if the gold is a number, else the whole response.
 
 If the place does not exist or is empty the status is `no_answer`. Text inside <think>...</think> never counts, and a
 response that ends while thinking has no answer.
 
-A number is: optional sign, optional ``$``, digits (thousands separators in groups of three), optional decimals, optional
-exponent, optional ``%``; or a fraction a/b. An enclosing ``$...$`` and one final full stop are dropped. Nothing else may
-stand beside it, so '3 or 4', '42 apples' and '3+5=8' are not the number they contain. Values are compared exactly: 0.50
-is 1/2, 0.33 is not 1/3, 5% is 5.0% but neither 5 nor 0.05. Numbers of more than 1,000 characters or with an exponent
-beyond 1,000 are not read.
+A number is: optional sign, optional ``$``, digits (thousands separators in groups of three), optional decimals,
+optional exponent, optional ``%``; or a fraction a/b. An enclosing ``$...$`` and one final full stop are dropped.
+Nothing else may stand beside it, so '3 or 4', '42 apples' and '3+5=8' are not the number they contain. Values are
+compared exactly: 0.50 is 1/2, 0.33 is not 1/3, 5% is 5.0% but neither 5 nor 0.05. Numbers of more than 1,000 characters
+or with an exponent beyond 1,000 are not read.
 
 A string answer must equal the gold after folding white space (and case, with ``case_sensitive: false``).
 """
@@ -26,10 +26,11 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from verifiers.errors import BadGold
-from verifiers.text import after_last, answer_text, has_box, last_box
+from verifiers.options import Options as BaseOptions
+from verifiers.text import after_last, answer_text, final_boxes
 from verifiers.verdict import VERIFIERS, Status, Verdict, VerifyRequest
 
 MAX_NUMBER_CHARS = 1_000
@@ -44,8 +45,8 @@ _NUMBER = re.compile(
     rf"|(?P<whole>{_DIGITS}?)(?:\.(?P<decimals>[0-9]*))?(?:[eE](?P<exponent>[+-]?[0-9]{{1,6}}))?)"
     r"(?P<percent>\s?\\?%)?"
 )
-# A maximal run of number characters, so that '1.2.3' or '1,23' is one unreadable token and not its readable tail. A minus
-# sign directly after a word, digit or closing bracket is an operator.
+# A maximal run of number characters, so that '1.2.3' or '1,23' is one unreadable token and not its readable tail. A
+# minus sign directly after a word, digit or closing bracket is an operator.
 _NUMBER_RUN = re.compile(
     r"(?:(?<![\w)\]}])[+-])?(?:\\?\$)?[+-]?(?:(?<![0-9])\.)?[0-9](?:[0-9]|[.,/](?=[0-9]))*"
     r"(?:[eE][+-]?[0-9]+(?![A-Za-z0-9]))?(?:\s?\\?%)?"
@@ -57,6 +58,9 @@ class Number(NamedTuple):
 
     value: Fraction
     percent: bool
+
+    def __str__(self) -> str:
+        return f"{self.value}%" if self.percent else str(self.value)
 
 
 def parse_number(text: str) -> Number | None:
@@ -102,12 +106,10 @@ class ExactVerifier:
 
     isolated = False
 
-    class Options(BaseModel):
+    class Options(BaseOptions):
         """answer_pattern: a regular expression with one group; it runs in process and without a time limit, so write it
         without nested repeats. answer_template: required with it, how a right answer looks, '{}' standing for the gold.
         marker: literal text, matched as written. numeric: compare as numbers always, never, or if the gold is one."""
-
-        model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
         answer_pattern: str | None = None
         answer_template: str | None = None
@@ -153,12 +155,12 @@ class ExactVerifier:
         answer = self._find_answer(request.response, numeric=gold_number is not None)
         if not answer:
             return Verdict(0.0, Status.NO_ANSWER, "no answer found")
-        if gold_number is not None:
-            equal = parse_number(answer) == gold_number
-        else:
-            equal = self._fold(answer) == self._fold(gold)
+        number = parse_number(answer) if gold_number is not None else None
+        folded = self._fold(answer)
+        equal = number == gold_number if gold_number is not None else folded == self._fold(gold)
         evidence = f"answer {answer[:_SHOWN_CHARS]!r}, gold {gold[:_SHOWN_CHARS]!r}"
-        return Verdict(1.0, Status.CORRECT, evidence) if equal else Verdict(0.0, Status.WRONG, evidence)
+        canonical = str(number) if number is not None else folded
+        return Verdict(float(equal), Status.CORRECT if equal else Status.WRONG, evidence, answer=canonical)
 
     def gold_response(self, gold: Any, meta: Mapping[str, Any]) -> str:
         text, _ = self._read_gold(gold)
@@ -170,7 +172,7 @@ class ExactVerifier:
         """The gold as text, and as a number if it is to be compared as one."""
         if isinstance(gold, bool) or not isinstance(gold, str | int | float):
             raise BadGold(f"The gold must be a string or a number, not {type(gold).__name__}.")
-        if isinstance(gold, int) and gold.bit_length() > 3 * MAX_NUMBER_CHARS:
+        if isinstance(gold, int) and abs(gold) >= 10**MAX_NUMBER_CHARS:
             raise BadGold(f"The gold has more than {MAX_NUMBER_CHARS} digits.")
         text = str(gold).strip()
         if not text or text in ("nan", "inf", "-inf"):
@@ -191,9 +193,9 @@ class ExactVerifier:
             return last.strip() if last else None
         if self.options.marker is not None:
             return after_last(self.options.marker, text)
-        if has_box(text):
-            box = last_box(text)
-            return box.strip() if box else None
+        boxes = final_boxes(text)
+        if boxes is not None:
+            return ", ".join(boxes)
         return last_number(text) if numeric else text.strip()
 
     def _fold(self, text: str) -> str:

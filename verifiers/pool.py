@@ -1,8 +1,8 @@
 """Worker processes that can be killed: a hard wall-clock limit, a memory cap, and a crash that costs one call only.
 
-Each worker is ``python -m verifiers.worker`` and talks length-prefixed JSON over its standard pipes (no pickle, nothing of
-`multiprocessing`, no signal handlers or alarms), so a pool behaves the same in the main thread, in other threads, under
-asyncio (`asyncio.to_thread`) and in a forked child, which starts workers of its own. POSIX only.
+Each worker is ``python -m verifiers.worker`` and talks length-prefixed JSON over its standard pipes (no pickle, nothing
+of `multiprocessing`, no signal handlers or alarms), so a pool behaves the same in the main thread, in other threads,
+under asyncio (`asyncio.to_thread`) and in a forked child, which starts workers of its own. POSIX only.
 
 One thread per worker waits for it. Calls of all users queue first in, first out; waiting in the queue and starting a
 worker do not count against a call's time limit.
@@ -58,7 +58,7 @@ class CallResult:
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
-    """One frame: big-endian 32-bit length, then JSON. Raises TypeError or ValueError for what is not plain JSON data."""
+    """One frame: big-endian 32-bit length, then JSON. Raises TypeError or ValueError for other than plain JSON data."""
     body = json.dumps(message).encode()
     if len(body) > MAX_FRAME_BYTES:
         raise ValueError(f"a message of {len(body)} bytes exceeds the limit of {MAX_FRAME_BYTES}")
@@ -206,7 +206,8 @@ class _Worker:
             start_new_session=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
         )
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self._stdin, self._stdout = self.process.stdin, self.process.stdout
         os.set_blocking(self._stdin.fileno(), False)
         os.set_blocking(self._stdout.fileno(), False)

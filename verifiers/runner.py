@@ -1,4 +1,4 @@
-"""`Runner`: the one way to call a verifier. It checks options, isolates what may hang, and turns faults into verdicts."""
+"""`Runner`: the one way to call a verifier. It checks options, isolates what may hang, turns faults into verdicts."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ _CONTRACT = ("Options", "isolated", "verify", "gold_response")
 class Runner:
     """A verifier of `kind`, ready to judge.
 
-    options: the mapping a recipe gives, validated by the kind's `Options`. timeout_s, memory_mb, workers: limits of each
-    judgement and number of processes, for isolated kinds only (others run in process, in the caller's thread); memory_mb
-    is address space beyond what the loaded verifier takes. key: the recipe key, for messages.
+    options: the mapping a recipe gives, validated by the kind's `Options`. timeout_s, memory_mb, workers: limits of
+    each judgement and number of processes, for isolated kinds only (others run in process, in the caller's thread);
+    memory_mb is MiB of address space beyond what the loaded verifier takes. key: the recipe key, for messages.
 
-    Raises `ConfigError` for an unknown kind or a wrong option, naming ``key.option``. Thread safe; usable in a forked child.
+    Raises `ConfigError` for an unknown kind or a wrong option, naming ``key.option``. Thread safe; usable in a forked
+    child.
     """
 
     def __init__(
@@ -91,7 +92,8 @@ class Runner:
     def _to_verdict(self, result: CallResult) -> Verdict:
         reply = result.reply
         if result.ending is Ending.REPLY:
-            return Verdict(reply["score"], Status(reply["status"]), reply["evidence"], reply["milliseconds"])
+            status = Status(reply["status"])
+            return Verdict(reply["score"], status, reply["evidence"], reply["milliseconds"], reply["answer"])
         status, evidence = {
             Ending.TIMEOUT: (Status.TIMEOUT, f"our verifier ran too long ({self._timeout_s:g} s): not judged"),
             Ending.MEMORY: (Status.MEMORY, result.detail),

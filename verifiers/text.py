@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 _THINK_TAG = re.compile(r"<(/?)think>")
-_BOX_START = re.compile(r"\\boxed\s*\{")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is not a brace
+_BOX_TOKEN = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)  # an escaped brace is not a brace
+_JOINER = re.compile(r"(?:and|or|\\text\{\s*(?:and|or)\s*\}|\\q?quad|[\s$,;()\[\]\\])*")
+_JOINER_CHARS = 40
 
 
 def answer_text(response: str) -> str | None:
@@ -29,23 +30,43 @@ def answer_text(response: str) -> str | None:
     return "".join([*kept, response[position:]])
 
 
-def has_box(text: str) -> bool:
-    return _BOX_START.search(text) is not None
+def final_boxes(text: str) -> list[str] | None:
+    r"""Contents of the last ``\boxed{...}`` and of the others joined to it by no more than 'and', 'or' or a comma.
 
-
-def last_box(text: str) -> str | None:
-    r"""Content of the last ``\boxed{...}``; None if there is no box or the last one is never closed."""
-    start = None
-    for box in _BOX_START.finditer(text):
-        start = box.end()
-    if start is None:
+    Each content once. None if there is no box at all; [] if the last one is empty, or never closed because the
+    response was cut off.
+    """
+    found = _boxes(text)
+    if not found:
         return None
-    depth = 1
-    for brace in _BRACE.finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0:
-            return text[start : brace.start()]
-    return None
+    last_start, content, _ = found[-1]
+    if content is None:
+        return []
+    contents = [content]
+    for start, content, end in reversed(found[:-1]):
+        near = 0 <= last_start - end <= _JOINER_CHARS
+        if content is None or not near or not _JOINER.fullmatch(text, end, last_start):
+            break
+        contents.append(content)
+        last_start = start
+    return list(dict.fromkeys(stripped for content in reversed(contents) if (stripped := content.strip())))
+
+
+def _boxes(text: str) -> list[tuple[int, str | None, int]]:
+    """Every box as (start, content or None if never closed, end), ordered by start."""
+    found: list[tuple[int, str | None, int]] = []
+    open_braces: list[int | None] = []  # for each open brace the index in `found` of the box it opens
+    content_starts: list[int] = []
+    for token in _BOX_TOKEN.finditer(text):
+        if token[0] == "{":
+            open_braces.append(None)
+        elif token[0].startswith("\\boxed"):
+            open_braces.append(len(found))
+            found.append((token.start(), None, len(text)))
+            content_starts.append(token.end())
+        elif token[0] == "}" and open_braces and (box := open_braces.pop()) is not None:
+            found[box] = (found[box][0], text[content_starts[box] : token.start()], token.end())
+    return found
 
 
 def after_last(marker: str, text: str) -> str | None:

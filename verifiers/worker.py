@@ -13,9 +13,9 @@ import resource
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from verifiers.errors import BadGold
 from verifiers.pool import HEADER, encode
 from verifiers.runner import describe_error, judge
-from verifiers.errors import BadGold
 from verifiers.verdict import VERIFIERS, Status, Verifier, VerifyRequest
 
 # The parent kills at the time limit; this much later the worker ends itself, in case the parent is gone.
@@ -56,6 +56,7 @@ def _answer(verifier: Verifier, message: dict[str, Any]) -> dict[str, Any]:
         "status": verdict.status,
         "evidence": verdict.evidence,
         "milliseconds": verdict.milliseconds,
+        "answer": verdict.answer,
         "retire": verdict.status is Status.MEMORY,  # a process that ran out of memory is not to be trusted
     }
 
@@ -80,8 +81,8 @@ def _read(requests: BinaryIO) -> dict[str, Any] | None:
 
 
 def _cap_memory(memory_mb: int) -> None:
-    """Allow `memory_mb` MiB of address space beyond what the loaded verifier takes. Linux only: elsewhere the system does
-    not enforce such a limit."""
+    """Allow `memory_mb` MiB of address space beyond what the loaded verifier takes. Linux only: elsewhere the system
+    does not enforce such a limit."""
     if not _STATM.exists():
         return
     used_bytes = int(_STATM.read_text().split()[0]) * resource.getpagesize()

@@ -1,0 +1,56 @@
+"""`rule`: the recipe's verifier as a reward source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from data.example import Example
+from prm.signal import SOURCES, Signal, SourceContext
+from rollout.trajectory import Finish, Trajectory
+from verifiers.options import Options
+from verifiers.verdict import Status, Verdict, VerifyRequest
+
+TRUNCATED = Verdict(0.0, Status.TRUNCATED, "the response hit the token limit")
+
+
+@SOURCES.register("rule")
+class RuleSource:
+    """outcome = the verdict's score; a fault (score None) becomes NaN, so that the trajectory leaves its group.
+
+    Labels: ``verdict`` holds the `Verdict` of each trajectory.
+    """
+
+    class Options(Options):
+        """truncated: `wrong` gives a response that hit the token limit 0 without asking the verifier; `judge` asks."""
+
+        truncated: Literal["wrong", "judge"] = "wrong"
+
+    def __init__(self, options: RuleSource.Options, context: SourceContext):
+        self.options, self.runner = options, context.runner
+
+    def score(self, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> Signal:
+        cut = [t.finish == Finish.LENGTH and self.options.truncated == "wrong" for t in trajectories]
+        requests = [
+            VerifyRequest(t.text, e.gold, e.meta, e.id)
+            for t, e, is_cut in zip(trajectories, examples, cut, strict=True)
+            if not is_cut
+        ]
+        judged = iter(self.runner.verify(requests))
+        verdicts = [TRUNCATED if is_cut else next(judged) for is_cut in cut]
+        outcome = [float("nan") if v.score is None else v.score for v in verdicts]
+        return Signal(torch.tensor(outcome, dtype=torch.float32), labels={"verdict": verdicts})
+
+    def learn(self, trajectories: Sequence[Trajectory], signal: Signal) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

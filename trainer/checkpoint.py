@@ -1,0 +1,169 @@
+"""Checkpoints: atomic, exact, and each with a folder that `transformers` loads directly.
+
+    checkpoints/step-000020/
+        meta.json     step, metrics; written last but one, so a folder without it is not a checkpoint
+        state.pt      optimizer, schedule position, RNGs, sampler, sources, evaluation history (tensors and plain data)
+        hf/           config, tokenizer and weights in safetensors, in the master dtype; LoRA merged
+
+A checkpoint is written under a temporary name, flushed to disk and renamed: it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from trainer.learner import Learner
+from verifiers.errors import RunError
+
+_NAME = re.compile(r"step-(\d{6,})$")
+
+
+def checkpoint_step(path: Path) -> int:
+    match = _NAME.match(path.name)
+    assert match is not None
+    return int(match[1])
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [p for p in folder.iterdir() if _NAME.match(p.name) and (p / "meta.json").exists()]
+    return sorted(found, key=checkpoint_step)
+
+
+def rng_state() -> dict[str, Any]:
+    """Every global random state a step could read."""
+    version, internal, gauss = random.getstate()
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": [version, list(internal), gauss]}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def save_checkpoint(
+    folder: Path, step: int, learner: Learner, tokenizer: PreTrainedTokenizerBase, state: dict[str, Any], meta: dict[str, Any]
+) -> Path:
+    """Write `folder`/step-XXXXXX. `state` is everything outside the learner. Raises `RunError` on a full disk, leaving the
+    older checkpoints as they were."""
+    final = folder / f"step-{step:06d}"
+    partial = folder / f".partial-{final.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (partial / "hf").mkdir(parents=True)
+        export_hf(partial / "hf", learner, tokenizer)
+        learner_state = learner.state_dict()
+        if learner.config.model.lora is None:
+            del learner_state["policy"]  # hf/ holds the very same tensors
+        torch.save({"learner": learner_state, "rng": rng_state(), **state}, partial / "state.pt")
+        (partial / "meta.json").write_text(json.dumps({"step": step, **meta}, indent=1, sort_keys=True) + "\n")
+        for path in sorted(partial.rglob("*")):
+            _fsync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _fsync(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise _disk_error(error, final) from error
+    except RuntimeError as error:  # torch.save reports a full disk as a RuntimeError of its zip writer
+        shutil.rmtree(partial, ignore_errors=True)
+        if "write" not in str(error) and "zip" not in str(error).lower():
+            raise
+        raise _disk_error(OSError(errno.ENOSPC, str(error).splitlines()[0]), final) from error
+    return final
+
+
+def export_hf(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase) -> None:
+    """config.json, generation_config.json, tokenizer files and safetensors, as `from_pretrained` wants them."""
+    policy = learner.policy
+    config = copy.deepcopy(policy.config)
+    config.use_cache = True
+    config._attn_implementation = None
+    config.dtype = next(learner.model.parameters()).dtype
+    causal_lm = learner.model.get_base_model() if learner.config.model.lora is not None else learner.model  # type: ignore[operator]
+    config.architectures = [type(causal_lm).__name__]
+    config.save_pretrained(folder)
+    generation = copy.deepcopy(causal_lm.generation_config)
+    generation.eos_token_id = list(policy.eos_ids)
+    generation.pad_token_id = tokenizer.pad_token_id
+    generation.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    weights = {n: t.detach().cpu().contiguous() for n, t in learner.weights().items()}
+    if config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    save_torch_state_dict(weights, folder, max_shard_size="5GB")
+
+
+def load_checkpoint(path: Path, learner: Learner) -> dict[str, Any]:
+    """Restore learner and RNGs exactly; return the rest of the state. Raises `RunError` for a damaged checkpoint."""
+    try:
+        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        learner_state = state.pop("learner")
+        if learner.config.model.lora is None:
+            learner_state["policy"] = _read_policy(path / "hf", learner)
+    except (OSError, KeyError, RuntimeError) as error:
+        raise RunError(f"The checkpoint cannot be read: {error}", where=str(path),
+                       fix="delete this folder to resume from the one before it")  # fmt: skip
+    learner.load_state_dict(learner_state)
+    set_rng_state(state.pop("rng"))
+    return state
+
+
+def _read_policy(folder: Path, learner: Learner) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        weights |= load_file(file)
+    return {name: weights[name] for name, p in learner.model.named_parameters() if p.requires_grad}
+
+
+def prune(folder: Path, keep_last: int, best: int | None) -> None:
+    """Delete all but the newest `keep_last` checkpoints and the best one (a step)."""
+    for path in list_checkpoints(folder)[:-keep_last]:
+        if checkpoint_step(path) != best:
+            shutil.rmtree(path)
+
+
+def remove_partial(folder: Path) -> None:
+    """Drop what a killed run left half written."""
+    for path in folder.glob(".partial-*"):
+        shutil.rmtree(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _disk_error(error: OSError, path: Path) -> RunError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return RunError(
+        f"The checkpoint could not be written: {'the disk is full' if full else error}.",
+        where=str(path),
+        why="earlier checkpoints are untouched; the run stops so that no progress is lost unseen",
+        fix="free disk space (checkpoint.keep_last lowers the need) and run the same command again to resume",
+    )

@@ -1,0 +1,154 @@
+"""Evaluation: avg@k, unbiased pass@k and maj@k with bootstrap intervals over prompts.
+
+Shapes: P prompts, K samples a prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.example import Example
+from rollout.engine import Engine, Prompt, SamplingParams, derive_seed
+from rollout.trajectory import Finish, Trajectory
+from trainer.config import Config
+from verifiers.errors import RunError
+from verifiers.runner import Runner
+from verifiers.verdict import Status, Verdict, VerifyRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over prompts with its 95% bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, float]:
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Unbiased probability that at least one of k samples is correct, from `correct` of `samples`.
+
+    1 - C(n - c, k) / C(n, k), as a product. Source: Chen et al. 2021, arXiv:2107.03374, eq. 1. Raises ValueError for
+    k > samples, where no unbiased estimate exists (the reference returns 1.0 there).
+    """
+    if not 0 <= correct <= samples or not 1 <= k <= samples:
+        raise ValueError(f"pass@k needs 0 <= correct <= samples and 1 <= k <= samples, got {correct}, {samples}, {k}")
+    if samples - correct < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / i for i in range(samples - correct + 1, samples + 1))
+
+
+def majority(scores: Sequence[float], answers: Sequence[str | None]) -> float:
+    """Expected score of the most frequent answer; ties are broken by chance (their mean). Samples without an answer have
+    no vote; if none has one the score is 0."""
+    votes: dict[str, list[float]] = {}
+    for score, answer in zip(scores, answers, strict=True):
+        if answer is not None:
+            votes.setdefault(answer, []).append(score)
+    if not votes:
+        return 0.0
+    most = max(len(v) for v in votes.values())
+    winners = [sum(v) / len(v) for v in votes.values() if len(v) == most]
+    return sum(winners) / len(winners)
+
+
+def bootstrap(value_P: Sequence[float], resamples: int, seed: int) -> Estimate:
+    """Mean of `value_P` with the percentile interval over resampled prompts. Deterministic in the seed."""
+    values: Tensor = torch.tensor(value_P, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randint(len(values), (resamples, len(values)), generator=generator)
+    means = values[draws].mean(1).sort().values
+    low, high = means[int(0.025 * (resamples - 1))], means[math.ceil(0.975 * (resamples - 1))]
+    return Estimate(float(values.mean()), float(low), float(high))
+
+
+def summarise(verdicts_PK: Sequence[Sequence[Verdict]], resamples: int, seed: int) -> dict[str, Estimate]:
+    """{metric: estimate}: avg@K, pass@k for k = 2, 4, ... up to K, maj@K. Unjudged samples (faults of ours) are left out
+    of their prompt; a prompt with fewer than K judged samples has no pass@k for the larger k."""
+    judged = [[v for v in row if v.score is not None] for row in verdicts_PK]
+    judged = [row for row in judged if row]
+    if not judged:
+        raise RunError("No sample of the evaluation could be judged.", why="there is no accuracy to report",
+                       fix="look at the verdicts' evidence in the trajectories; the verifier is broken")  # fmt: skip
+    k_max = max(len(row) for row in verdicts_PK)
+    score = [[float(v.score or 0.0) for v in row] for row in judged]
+    correct = [sum(v.status is Status.CORRECT for v in row) for row in judged]
+    metrics = {f"avg@{k_max}": bootstrap([sum(s) / len(s) for s in score], resamples, seed)}
+    k = 2
+    while k <= k_max:
+        rows = [pass_at_k(len(s), c, k) for s, c in zip(score, correct, strict=True) if len(s) >= k]
+        if rows:
+            metrics[f"pass@{k}"] = bootstrap(rows, resamples, seed)
+        k *= 2
+    if k_max > 1:
+        votes = [majority(s, [v.answer for v in row]) for s, row in zip(score, judged, strict=True)]
+        metrics[f"maj@{k_max}"] = bootstrap(votes, resamples, seed)
+    return metrics
+
+
+def evaluate(
+    config: Config,
+    engine: Engine,
+    runner: Runner,
+    examples: Sequence[Example],
+    prompt_ids: Mapping[str, list[int]],
+    name: str,
+) -> tuple[dict[str, Estimate], dict[str, float], list[tuple[Trajectory, Verdict]]]:
+    """Sample and judge one evaluation set: (metrics, shares of each status and mean length, every trajectory with verdict).
+
+    The random streams depend on the run's seed, the set and the example only, so `before` and `after` differ by the
+    weights alone.
+    """
+    options = config.eval
+    sampling = SamplingParams(
+        options.max_response_tokens or config.rollout.max_response_tokens,
+        options.temperature,
+        options.top_p,
+        tuple(config.rollout.stop),
+    )
+    prompts = [Prompt(e.id, p, prompt_ids[e.id]) for p, e in enumerate(examples)]
+    k = options.samples_per_prompt
+    trajectories = engine.generate(prompts, k, sampling, derive_seed(config.seed, "eval", name))
+    verdicts = verify_trajectories(runner, trajectories, [examples[t.group] for t in trajectories])
+    rows = [verdicts[p * k : (p + 1) * k] for p in range(len(examples))]
+    metrics = summarise(rows, options.bootstrap_samples, derive_seed(config.seed, "bootstrap", name))
+    total = len(verdicts)
+    facts = {f"verdict/{status}": sum(v.status is status for v in verdicts) / total for status in Status}
+    facts["response/length_mean"] = sum(t.num_response_tokens for t in trajectories) / total
+    return metrics, facts, list(zip(trajectories, verdicts, strict=True))
+
+
+def verify_trajectories(
+    runner: Runner, trajectories: Sequence[Trajectory], examples: Sequence[Example]
+) -> list[Verdict]:
+    """Verdicts of evaluation samples. A response that hit the limit is judged like any other, but never right: an answer
+    that was not finished is not an answer."""
+    requests = [VerifyRequest(t.text, e.gold, e.meta, e.id) for t, e in zip(trajectories, examples, strict=True)]
+    verdicts = runner.verify(requests)
+    return [
+        Verdict(0.0, Status.TRUNCATED, v.evidence, v.milliseconds, v.answer)
+        if t.finish == Finish.LENGTH and v.score is not None
+        else v
+        for t, v in zip(trajectories, verdicts, strict=True)
+    ]
+
+
+def evaluate_checkpoint(config: Config, checkpoint: str) -> dict[str, Any]:
+    """`assay eval`: the recipe's evaluation sets on the weights of a checkpoint folder (or any HF folder or hub id)."""
+    from trainer.train import Session
+
+    with Session(config, weights=checkpoint) as session:
+        return {
+            f"{name}/{metric}": estimate.as_dict()
+            for name in session.prepared.evals
+            for metric, estimate in session.evaluate_set(name)[0].items()
+        }

@@ -1,0 +1,303 @@
+"""The learner: trajectories with advantages -> one or more optimizer steps on the policy.
+
+Shapes: N trajectories; R response tokens of a micro-batch; T tokens of a micro-batch; E hidden size.
+
+Every loss is a sum over response tokens of weight * loss, with weights from the counts of the whole batch of the optimizer
+step (`sequence_weights`), so micro-batches only bound memory: any split and any packing order give the same gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rollout.attention import choose_varlen, packed_forward
+from rollout.packing import PackedBatch, TokenSequence, pack
+from rollout.trajectory import Trajectory
+from trainer.config import Config, OptimConfig
+from trainer.logprobs import chunked_logp
+from trainer.losses.base import LOSSES, LossInputs
+from trainer.models import DTYPES, Policy, load_policy
+from trainer.objective import kl_penalty, mismatch_weights, needs_reference, sequence_weights
+from verifiers.errors import RunError
+from verifiers.options import parse_options
+
+# (micro-batch, log-probs [R], entropies [R]) -> (token losses [R], diagnostics [R] by name)
+TokenLoss = Callable[[PackedBatch, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(slots=True)
+class TrainingBatch:
+    """What the loop hands over: trajectories, one advantage tensor [T_i] each, and which take part in the loss [N]."""
+
+    trajectories: list[Trajectory]
+    advantages: list[Tensor]
+    included_N: Tensor
+
+
+class NonFiniteError(RunError):
+    """A loss or gradient is NaN or infinite; `sequences` are the indices of the micro-batch it came from."""
+
+    def __init__(self, what: str, sequences: list[int]):
+        self.sequences = sequences
+        super().__init__(
+            f"{what} is not finite.",
+            why="an optimizer step would destroy the weights; they are as they were before this step",
+            fix="look at the bundle with `assay replay BUNDLE`; usual causes: learning rate too high, a log-prob of -inf "
+            "under the learner, half precision overflow",
+        )
+
+
+def learning_rate(optim: OptimConfig, step: int, total_steps: int) -> float:
+    """Learning rate of optimizer step `step` (from 0): linear warm-up, then constant or cosine down to min_lr_ratio."""
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return optim.lr
+    progress = (step - optim.warmup_steps) / max(1, total_steps - optim.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * cosine)
+
+
+class Learner:
+    """Owns the policy, its frozen reference (if the objective needs one) and the optimizer."""
+
+    def __init__(self, config: Config, policy: Policy, device: torch.device):
+        self.config, self.policy, self.device = config, policy, device
+        self.model = policy.model
+        self.compute_dtype = DTYPES[config.model.compute_dtype]
+        self.varlen = choose_varlen(device, self.compute_dtype, config.hardware.attention)
+        self.loss = LOSSES.get(config.objective.loss.kind, key="objective.loss.kind")
+        self.loss_options = parse_options(self.loss.options, config.objective.loss.options, "objective.loss")
+        self.reference: nn.Module | None = None
+        self.use_optimizer(config.optim, config.train.steps * config.train.minibatches_per_step)
+
+    # ---- optimizer -------------------------------------------------------------------------------------------------
+
+    def use_optimizer(self, optim: OptimConfig, total_steps: int) -> None:
+        """Start a fresh AdamW with its schedule (warm start and RL each have their own)."""
+        self.optim, self.total_steps, self.optimizer_steps = optim, total_steps, 0
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        decay = [p for p in parameters if p.ndim >= 2]
+        plain = [p for p in parameters if p.ndim < 2]  # norms and biases are not decayed
+        groups = [{"params": decay, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]],
+            lr=optim.lr,
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+
+    def freeze_reference(self) -> None:
+        """Keep the present policy as the reference of the KL term. With LoRA the frozen base model serves as one, so the
+        reference is then the model without its adapter."""
+        if not needs_reference(self.config.objective.kl) or self.config.model.lora is not None:
+            return
+        self.reference = load_policy(self.config.model, self.config.seed, self.device).model.eval()
+        self.reference.load_state_dict(self.model.state_dict())
+        self.reference.to(self.compute_dtype).requires_grad_(False)
+
+    # ---- forward ---------------------------------------------------------------------------------------------------
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.compute_dtype == torch.bfloat16:
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def _causal_lm(self, model: nn.Module) -> Any:
+        return model.get_base_model() if self.config.model.lora is not None else model
+
+    def _logp(self, model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """(log-prob of each response token under softmax(logits / temperature), entropy), both [R]."""
+        causal_lm = self._causal_lm(model)
+        with self._autocast():
+            hidden_TE = packed_forward(causal_lm.model, batch, self.varlen)
+        hidden_RE = hidden_TE[batch.predict_R].to(self.compute_dtype)
+        return chunked_logp(
+            hidden_RE,
+            causal_lm.get_output_embeddings().weight,
+            batch.target_R,
+            temperature=self.config.rollout.temperature,
+            chunk_tokens=self.config.train.logprob_chunk_tokens,
+        )
+
+    def _pack(self, sequences: Sequence[TokenSequence]) -> list[PackedBatch]:
+        return pack(sequences, self.config.train.max_tokens_per_microbatch, self.device)
+
+    @torch.no_grad()
+    def logprobs(self, sequences: Sequence[TokenSequence]) -> list[Tensor]:
+        """Log-probs of every response under the present policy, one CPU tensor [T_i] each."""
+        return self._collect(sequences, self.model)
+
+    @torch.no_grad()
+    def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[Tensor]:
+        """The same under the frozen reference."""
+        if self.config.model.lora is not None:
+            with self.model.disable_adapter():  # type: ignore[operator]
+                return self._collect(sequences, self.model)
+        assert self.reference is not None
+        return self._collect(sequences, self.reference)
+
+    def _collect(self, sequences: Sequence[TokenSequence], model: nn.Module) -> list[Tensor]:
+        out: dict[int, Tensor] = {}
+        for batch in self._pack(sequences):
+            out |= {i: v.cpu() for i, v in batch.split(self._logp(model, batch)[0]).items()}
+        return [out[i] for i in range(len(sequences))]
+
+    # ---- updates ---------------------------------------------------------------------------------------------------
+
+    def update(self, batch: TrainingBatch) -> dict[str, float]:
+        """`minibatches_per_step` optimizer steps on one batch of rollouts; metrics are means over them.
+
+        Raises `NonFiniteError` before the optimizer touches the weights.
+        """
+        count = self.config.train.minibatches_per_step
+        # with a single optimizer step the policy at its start is the one being differentiated: no extra forward
+        old = self.logprobs(batch.trajectories) if count > 1 else None
+        reference = self.reference_logprobs(batch.trajectories) if needs_reference(self.config.objective.kl) else None
+        metrics = [
+            self._policy_step(batch, index, old, reference) for index in split_by_group(batch.trajectories, count) if index
+        ]
+        return {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]} if metrics else {}
+
+    def _policy_step(
+        self, batch: TrainingBatch, index: list[int], old: list[Tensor] | None, reference: list[Tensor] | None
+    ) -> dict[str, float]:
+        objective = self.config.objective
+        trajectories = [batch.trajectories[i] for i in index]
+        sampled = [torch.tensor(t.logp_sampled) for t in trajectories]
+        length_N = torch.tensor([t.num_response_tokens for t in trajectories])
+        included_N = batch.included_N[index]
+        weight_N = sequence_weights(length_N, included_N, objective.reduce, objective.constant_tokens)
+
+        def token_loss(mb: PackedBatch, logp_R: Tensor, entropy_R: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            old_R = logp_R.detach() if old is None else mb.flatten([old[i] for i in index])
+            sampled_R = mb.flatten(sampled)
+            advantage_R = mb.flatten([batch.advantages[i] for i in index]).to(logp_R.dtype)
+            loss_R, diagnostics = self.loss.compute(
+                LossInputs(logp_R, old_R, advantage_R, mb.segment_R), self.loss_options
+            )
+            weight_R = mismatch_weights(old_R, sampled_R, mb.segment_R, objective.mismatch)
+            loss_R = loss_R * weight_R
+            diagnostics |= {"entropy": entropy_R, "mismatch_weight": weight_R, "logprob_gap": (old_R - sampled_R).abs()}
+            if reference is not None:
+                kl_R = kl_penalty(logp_R, mb.flatten([reference[i] for i in index]), objective.kl.estimator)
+                loss_R = loss_R + objective.kl.coef * kl_R
+                diagnostics["kl_reference"] = kl_R.detach()
+            return loss_R, diagnostics
+
+        return self._optimizer_step(trajectories, weight_N, token_loss)
+
+    def supervised_step(self, demonstrations: Sequence[TokenSequence]) -> dict[str, float]:
+        """One step of maximum likelihood on the responses, token mean."""
+        length_N = torch.tensor([len(d.response_ids) for d in demonstrations])
+        weight_N = sequence_weights(length_N, torch.ones(len(demonstrations), dtype=torch.bool), "token", None)
+        return self._optimizer_step(demonstrations, weight_N, lambda mb, logp_R, entropy_R: (-logp_R, {}))
+
+    def _optimizer_step(
+        self, sequences: Sequence[TokenSequence], weight_N: Tensor, token_loss: TokenLoss
+    ) -> dict[str, float]:
+        sums = self.accumulate_gradient(sequences, weight_N, token_loss)
+        lr = learning_rate(self.optim, self.optimizer_steps, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.optim.grad_clip))
+        if not math.isfinite(grad_norm):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteError("The gradient norm", list(range(len(sequences))))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer_steps += 1
+        return sums | {"grad_norm": grad_norm, "lr": lr}
+
+    def accumulate_gradient(
+        self, sequences: Sequence[TokenSequence], weight_N: Tensor, token_loss: TokenLoss
+    ) -> dict[str, float]:
+        """Back-propagate all micro-batches; return the loss and the token means of the diagnostics."""
+        totals: dict[str, float] = {"loss": 0.0}
+        tokens = 0
+        for mb in self._pack(sequences):
+            counts = torch.bincount(mb.segment_R, minlength=len(mb.sequence_index))
+            weight_R = weight_N[mb.sequence_index].to(self.device).repeat_interleave(counts)
+            if not len(weight_R) or not bool(weight_R.any()):
+                continue  # nothing in this micro-batch takes part in the loss
+            logp_R, entropy_R = self._logp(self.model, mb)
+            loss_R, diagnostics = token_loss(mb, logp_R, entropy_R)
+            loss = (loss_R * weight_R.to(loss_R.dtype)).sum()
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                self.optimizer.zero_grad(set_to_none=True)
+                raise NonFiniteError("The loss of a micro-batch", mb.sequence_index)
+            loss.backward()
+            totals["loss"] += value
+            counted_R = weight_R > 0
+            tokens += int(counted_R.sum())
+            for name, values_R in diagnostics.items():
+                totals[name] = totals.get(name, 0.0) + float((values_R.detach() * counted_R).sum())
+        return {name: value if name == "loss" else value / max(1, tokens) for name, value in totals.items()}
+
+    # ---- weights and state -----------------------------------------------------------------------------------------
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The policy's weights by their plain Hugging Face names, LoRA merged. Full fine-tuning: views, not copies."""
+        if self.config.model.lora is None:
+            return self.model.state_dict()
+        return merged_lora_weights(self._causal_lm(self.model))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next step depends on."""
+        state: dict[str, Any] = {
+            "policy": {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad},
+            "optimizer": self.optimizer.state_dict(),
+            "optimizer_steps": self.optimizer_steps,
+        }
+        if self.reference is not None:
+            state["reference"] = self.reference.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        if parameters.keys() != state["policy"].keys():
+            raise RunError("The checkpoint holds other parameters than this model.", fix="resume with the recipe it was made by")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(state["policy"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer_steps = state["optimizer_steps"]
+        if self.reference is not None:
+            self.reference.load_state_dict(state["reference"])
+
+
+def merged_lora_weights(causal_lm: nn.Module) -> dict[str, Tensor]:
+    """W + scaling * B A for every adapted layer, without touching the model (merging in place would round it)."""
+    from peft.tuners.lora import LoraLayer
+
+    out: dict[str, Tensor] = {}
+    for name, tensor in causal_lm.state_dict().items():
+        if "lora_" not in name:
+            out[name.replace(".base_layer.", ".")] = tensor
+    for name, module in causal_lm.named_modules():
+        if isinstance(module, LoraLayer):
+            for adapter in module.active_adapters:
+                weight = out[f"{name}.weight"]
+                delta = module.get_delta_weight(adapter).detach()  # type: ignore[operator]
+                out[f"{name}.weight"] = (weight.to(delta.dtype) + delta).to(torch.promote_types(weight.dtype, delta.dtype))
+    return out
+
+
+def split_by_group(trajectories: Sequence[Trajectory], parts: int) -> list[list[int]]:
+    """Indices of the trajectories in `parts` mini-batches of whole groups, in order."""
+    groups: dict[int, list[int]] = {}
+    for i, trajectory in enumerate(trajectories):
+        groups.setdefault(trajectory.group, []).append(i)
+    order = list(groups.values())
+    borders = [round(k * len(order) / parts) for k in range(parts + 1)]
+    return [[i for group in order[a:b] for i in group] for a, b in zip(borders, borders[1:], strict=False)]

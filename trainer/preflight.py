@@ -1,0 +1,189 @@
+"""Everything that can be checked before compute is spent: data, golds, prompts, splits, tokenizer, architecture, folder.
+
+`assay check` stops here; `assay train` goes on with what was prepared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from data import (
+    Example,
+    by_prompt_tokens,
+    check_disjoint,
+    check_golds,
+    encode,
+    encode_demonstration,
+    load_examples,
+    part,
+)
+from rollout.decoder import SUPPORTED
+from trainer.config import Config, DataPart
+from trainer.derived import derive
+from trainer.models import load_config, load_tokenizer
+from trainer.records import check_writable
+from verifiers.errors import ConfigError, DataError, ModelError
+from verifiers.runner import Runner
+
+
+@dataclass(slots=True)
+class Demonstration:
+    """A prompt and its given solution, in token ids (warm start trains on the solution)."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Checked data, ready to train on. prompt_ids: token ids by example id, for all of train and eval."""
+
+    config: Config
+    tokenizer: PreTrainedTokenizerBase
+    model_config: PretrainedConfig
+    runner: Runner
+    train: list[Example]
+    evals: dict[str, list[Example]]
+    demonstrations: list[Demonstration]
+    prompt_ids: dict[str, list[int]]
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def run_path(self) -> Path:
+        return Path(self.config.run.dir) / self.config.name
+
+
+@dataclass(frozen=True, slots=True)
+class PreflightReport:
+    """derived: the table of derived numbers. lines: what was checked, for a person."""
+
+    derived: dict[str, int | float | str]
+    lines: list[str]
+
+
+def check(config: Config) -> PreflightReport:
+    """All checks, nothing trained, nothing written. Raises the `AssayError` that training would raise."""
+    prepared = prepare(config)
+    prepared.runner.close()
+    return PreflightReport(derived_numbers(prepared), prepared.lines)
+
+
+def prepare(config: Config) -> Prepared:
+    """Load and check everything but the weights."""
+    check_writable(Path(config.run.dir) / config.name, min_free_mb=64)
+    tokenizer = load_tokenizer(config.model)
+    model_config = load_config(config.model, tokenizer)
+    _check_architecture(config, model_config)
+    runner = Runner(
+        config.verifier.kind,
+        config.verifier.options,
+        timeout_s=config.verifier.timeout_s,
+        memory_mb=config.verifier.memory_mb,
+        workers=config.verifier.workers,
+    )
+    try:
+        return _prepare_data(config, tokenizer, model_config, runner)
+    except BaseException:
+        runner.close()
+        raise
+
+
+def _prepare_data(
+    config: Config, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig, runner: Runner
+) -> Prepared:
+    lines: list[str] = []
+    ids: dict[str, list[int]] = {}
+
+    def side(source: DataPart, key: str) -> list[Example]:
+        examples = _load_part(source, key)
+        encoded = [encode(e, config.template, tokenizer) for e in examples]
+        kept, too_long = by_prompt_tokens(examples, encoded, config.data.max_prompt_tokens, config.data.on_too_long)
+        kept, bad = check_golds(kept, runner.verify, runner.gold_response, config.data.on_bad_gold)
+        keep = {e.id for e in kept}
+        ids.update({e.id: p for e, p in zip(examples, encoded, strict=True) if e.id in keep})
+        skipped = f", {len(too_long)} too long" * bool(too_long) + f", {len(bad)} with a bad gold" * bool(bad)
+        lines.append(f"{key}: {len(kept)} examples, every gold verified{skipped and '; left out' + skipped[1:]}")
+        lines.extend(f"  left out {name}: {verdict.status} ({verdict.evidence})" for name, verdict in bad[:10])
+        return kept
+
+    train = side(config.data.train, "data.train")
+    evals = {e.name: side(e.source, f"data.eval[{e.name}]") for e in config.data.eval}
+    check_disjoint(train, evals)
+    if evals:
+        lines.append("train and evaluation sets share no prompt")
+    demonstrations: list[Demonstration] = []
+    if config.warm_start is not None:
+        shown = _load_part(config.warm_start.source, "warm_start.source")
+        check_disjoint(shown, evals)
+        demonstrations = [Demonstration(*encode_demonstration(e, config.template, tokenizer)) for e in shown]
+        _check_demonstrations(config, shown, demonstrations)
+    if config.rollout.prompts_per_step > len(train):
+        raise ConfigError(
+            f"rollout.prompts_per_step={config.rollout.prompts_per_step} exceeds the {len(train)} training examples.",
+            where="rollout.prompts_per_step",
+            fix=f"at most {len(train)}, or more data",
+        )
+    return Prepared(config, tokenizer, model_config, runner, train, evals, demonstrations, ids, lines)
+
+
+def _load_part(source: DataPart, key: str) -> list[Example]:
+    examples = part(load_examples(source.kind, source.options, key=key), source.part, source.eval_percent)
+    examples = examples[: source.max_examples]
+    if not examples:
+        raise DataError(f"The part '{source.part}' (eval_percent={source.eval_percent}) is empty.", where=key,
+                        fix="use a larger source, another eval_percent, or part=all")  # fmt: skip
+    return examples
+
+
+def _check_architecture(config: Config, model_config: PretrainedConfig) -> None:
+    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    limit = getattr(model_config, "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"data.max_prompt_tokens + rollout.max_response_tokens = {longest} exceeds the model's {limit} positions.",
+            where="rollout.max_response_tokens",
+            fix=f"lower one of them by {longest - limit}",
+        )
+    if config.rollout.engine == "torch" and model_config.model_type not in SUPPORTED:
+        raise ModelError(
+            f"The torch engine cannot decode architecture '{model_config.model_type}'.",
+            where="rollout.engine",
+            fix=f"use a model of type {', '.join(SUPPORTED)}",
+        )
+
+
+def _check_demonstrations(config: Config, examples: Sequence[Example], demonstrations: Sequence[Demonstration]) -> None:
+    for example, shown in zip(examples, demonstrations, strict=True):
+        if len(shown.response_ids) > config.rollout.max_response_tokens:
+            raise DataError(
+                f"The demonstration has {len(shown.response_ids)} tokens, rollouts may have "
+                f"{config.rollout.max_response_tokens}.",
+                where=f"warm_start.source, example '{example.id}'",
+                why="the model would learn to write responses that are always cut off",
+                fix="raise rollout.max_response_tokens or use shorter demonstrations",
+            )
+
+
+def derived_numbers(prepared: Prepared) -> dict[str, int | float | str]:
+    """The derived table of this run, with the model's real size."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    c = prepared.model_config
+    with torch.device("meta"):  # counts parameters without allocating them
+        parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(c).parameters())
+    head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    facts: dict[str, Any] = {
+        "num_train": len(prepared.train),
+        "num_parameters": parameters,
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.hidden_size,
+        "num_layers": c.num_hidden_layers,
+        "kv_width": c.num_key_value_heads * head_dim,
+    }
+    return derive(prepared.config, **facts)
