@@ -43,6 +43,17 @@ class Signal:
             {name: [values[i] for i in index] for name, values in self.labels.items()},
         )
 
+    @staticmethod
+    def concat(signals: Sequence[Signal]) -> Signal:
+        """One signal for the trajectories of several, all from the same source."""
+        first = signals[0]
+        return Signal(
+            torch.cat([s.outcome_N for s in signals]),
+            None if first.token_reward is None else [t for s in signals for t in s.token_reward or []],
+            None if first.token_weight is None else [t for s in signals for t in s.token_weight or []],
+            {name: [v for s in signals for v in s.labels[name]] for name in first.labels},
+        )
+
 
 @dataclass(slots=True)
 class SourceContext:

@@ -1,0 +1,93 @@
+"""Verifiers that do what the response tells them to, good or bad."""
+
+import ctypes
+import os
+import signal
+import time
+
+from verifiers.errors import BadGold
+from verifiers.options import Options as BaseOptions
+from verifiers.verdict import Status, Verdict
+
+
+class InProcess:
+    isolated = False
+
+    class Options(BaseOptions):
+        greeting: str = "done"
+
+    def __init__(self, options):
+        self.options = options
+
+    def verify(self, request):
+        command, _, argument = request.response.partition(" ")
+        return getattr(self, command)(argument) or Verdict(1.0, Status.CORRECT, self.options.greeting, answer=argument)
+
+    def gold_response(self, gold, meta):
+        return self.verify_gold(gold)
+
+    def verify_gold(self, gold):
+        if gold == "hang":
+            time.sleep(60)
+        if gold is None:
+            raise BadGold("no gold")
+        return f"echo {gold}"
+
+    def echo(self, text):
+        return Verdict(0.5, Status.CORRECT, text)
+
+    def sleep(self, seconds):
+        time.sleep(float(seconds))
+
+    def raises(self, text):
+        raise LookupError(text)
+
+    def memory_error(self, _):
+        raise MemoryError
+
+    def bad_gold(self, text):
+        raise BadGold(text)
+
+    def not_a_verdict(self, _):
+        return True
+
+    def prints(self, text):
+        print(text * 1000, flush=True)  # noqa: T201 (what a careless library does)
+        os.write(1, b"raw\n")
+
+
+class Commanded(InProcess):
+    isolated = True
+
+    def spin(self, _):
+        while True:
+            pass
+
+    def big_integer(self, _):
+        return Verdict(1.0, Status.CORRECT, str((7**10**9) % 10))  # one C call that holds the interpreter lock
+
+    def allocate(self, megabytes):
+        return Verdict(1.0, Status.CORRECT, str(len(bytearray(int(megabytes) * 2**20))))
+
+    def exits(self, code):
+        os._exit(int(code))
+
+    def segfaults(self, _):
+        ctypes.string_at(0)
+
+    def is_killed(self, _):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def pid(self, _):
+        return Verdict(1.0, Status.CORRECT, str(os.getpid()))
+
+
+class SlowToStart(Commanded):
+    def __init__(self, options):
+        super().__init__(options)
+        time.sleep(0.8)
+
+
+class CannotStart(Commanded):
+    def __init__(self, options):
+        raise ImportError("No module named 'a_missing_library'")

@@ -1,0 +1,92 @@
+"""`Runner`: options, in-process judging, and what a fault becomes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from verifiers import BadGold, ConfigError, Runner, Status, VerifyRequest
+
+
+def ask(runner, *responses):
+    return runner.verify([VerifyRequest(response, gold="") for response in responses])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "fragments"),
+    [
+        ("exakt", {}, ["exakt", "verifier.kind", "did you mean 'exact'"]),
+        ("exact", {"maker": "#"}, ["verifier.maker", "did you mean 'marker'"]),
+        ("exact", {"case_sensitive": "yes"}, ["verifier.case_sensitive", "'yes'"]),
+        ("exact", {"answer_pattern": "(a)(b)", "answer_template": "{}"}, ["verifier.answer_pattern", "one group"]),
+        ("exact", {"answer_pattern": "(a", "answer_template": "{}"}, ["verifier.answer_pattern", "not a regular"]),
+        ("exact", {"answer_pattern": "(a)"}, ["verifier", "answer_template"]),
+        ("exact", {"answer_pattern": "(a)", "answer_template": "no"}, ["verifier", "'{}'"]),
+        ("exact", {"marker": "#", "answer_pattern": "(a)", "answer_template": "{}"}, ["verifier", "keep one"]),
+        ("exact", {"marker": " "}, ["verifier.marker", "visible"]),
+        ("countdown", {"use_all": 1}, ["verifier.use_all"]),
+        ("math", {"unboxed": "maybe"}, ["verifier.unboxed", "anchored"]),
+        ("math", {"max_answer_chars": 0}, ["verifier.max_answer_chars"]),
+        ("no_such_module:Kind", {}, ["no_such_module", "verifier.kind"]),
+        ("collections:Counter", {}, ["not a verifier", "Options"]),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_key(kind, options, fragments):
+    with pytest.raises(ConfigError) as caught:
+        Runner(kind, options)
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+
+
+def test_options_reach_a_users_own_kind_in_process_and_isolated():
+    for kind in ("hostile_kinds:InProcess", "hostile_kinds:Commanded"):
+        with Runner(kind, {"greeting": "héllo"}) as runner:
+            (verdict,) = ask(runner, "sleep 0")
+            assert (verdict.score, verdict.status, verdict.evidence, verdict.answer) == (1.0, "correct", "héllo", "0")
+            assert verdict.milliseconds > 0
+
+
+@pytest.mark.parametrize("kind", ["hostile_kinds:InProcess", "hostile_kinds:Commanded"])
+@pytest.mark.parametrize(
+    ("response", "status", "fragment"),
+    [
+        ("raises oh", Status.VERIFIER_FAULT, "LookupError: oh (in raises, "),
+        ("no_such_method", Status.VERIFIER_FAULT, "AttributeError"),
+        ("not_a_verdict", Status.VERIFIER_FAULT, "bool, not a Verdict"),
+        ("memory_error", Status.MEMORY, "memory"),
+        ("bad_gold unreadable", Status.BAD_GOLD, "unreadable"),
+    ],
+)
+def test_what_a_verifier_raises_never_becomes_a_score(kind, response, status, fragment):
+    with Runner(kind, {}) as runner:
+        fault, after = ask(runner, response, "echo fine")
+    assert (fault.score, fault.status) == (None, status)
+    assert fragment in fault.evidence
+    assert (after.score, after.evidence) == (0.5, "fine")
+
+
+def test_long_evidence_is_clipped():
+    with Runner("hostile_kinds:InProcess", {}) as runner:
+        (verdict,) = ask(runner, "echo " + "x" * 10_000)
+    assert len(verdict.evidence) == 2_000
+
+
+def test_gold_response_is_the_same_in_process_and_isolated():
+    for kind in ("hostile_kinds:InProcess", "hostile_kinds:Commanded"):
+        with Runner(kind, {}) as runner:
+            assert runner.gold_response("4\n2", {}) == "echo 4\n2"
+            with pytest.raises(BadGold, match="no gold"):
+                runner.gold_response(None, {})
+
+
+def test_no_requests_give_no_verdicts_and_start_no_worker():
+    with Runner("hostile_kinds:CannotStart", {}) as runner:
+        assert runner.verify([]) == []
+
+
+@pytest.mark.parametrize("code", ["import verifiers", "from verifiers import VERIFIERS; VERIFIERS.names()"])
+def test_importing_verifiers_and_every_kind_imports_nothing_heavy(code):
+    heavy = "{'torch', 'transformers', 'sympy', 'math_verify', 'numpy'}"
+    program = f"import sys; {code}; sys.exit(', '.join({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,269 @@
+"""Recipe + overrides -> the frozen `Config`. Hydra composes, our typed tree validates, and nothing starts before both agree.
+
+Every fault a recipe can have ends in one `ConfigError` that names the key or the file, the cause and the fix.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+import recipes
+from trainer.config import Config, Part
+from verifiers.errors import ConfigError, did_you_mean
+from verifiers.options import parse_options
+
+RECIPES = Path(recipes.__file__).parent
+_HYDRA_LOCK = threading.Lock()  # Hydra keeps the configuration it composes in one global object
+_KEY = re.compile(r"[A-Za-z_][\w.\-]*(\[\d+\][\w.\-]*)*")
+_INDEX = re.compile(r"\[(\d+)\]")
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """The validated configuration of a shipped recipe (by name) or of your own file (a path ending in ``.yaml``).
+
+    overrides: ``key.path=value``; ``~key`` to remove one; ``group=choice`` for the groups (folders) of the recipes, such as
+    ``hardware=gpu1``. Your own file may name shipped groups and recipes in its defaults list. Thread safe. Raises
+    `ConfigError`.
+    """
+    path = _find(recipe)
+    groups = _groups(path.parent)
+    arguments = [_hydra_override(text, groups, where=recipe) for text in overrides]
+    return validate(_compose(path, arguments))
+
+
+def validate(values: Mapping[str, Any]) -> Config:
+    """Check the tree, then every part against the code it names. Raises `ConfigError`."""
+    config = parse_options(Config, values)
+    _check_parts(config)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration, defaults included. `load_resolved` and `load_recipe` read it back to an equal `Config`."""
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def load_resolved(path: str | Path) -> Config:
+    """The configuration of a run, from its ``resolved.yaml``. Raises `ConfigError`."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read {path}: {error.strerror}.", fix="name the resolved.yaml of a run") from error
+    except yaml.YAMLError as error:
+        raise _yaml_error(error, Path(path)) from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no configuration.", where=str(path), fix="name the resolved.yaml of a run")
+    return validate(values)
+
+
+def recipe_index() -> list[tuple[str, str]]:
+    """(name, one-line description) of every shipped recipe, by name."""
+    described = ((p.stem, yaml.safe_load(p.read_text(encoding="utf-8"))) for p in sorted(RECIPES.glob("*.yaml")))
+    return [(name, values["description"]) for name, values in described]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts such as '1e5' as well: text for PyYAML, but a number for Hydra."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+"), list("-+0123456789")
+)
+
+
+# Finding the recipe --------------------------------------------------------------------------------------------------
+
+
+def _find(recipe: str) -> Path:
+    shipped = RECIPES / f"{recipe}.yaml"
+    if "/" not in recipe and shipped.is_file():
+        return shipped
+    path = Path(recipe).expanduser()
+    looks_like_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
+    if not looks_like_path:
+        names = [name for name, _ in recipe_index()]
+        raise ConfigError(
+            f"There is no recipe '{recipe}'.", fix=did_you_mean(recipe, names) + "; or the path of your own .yaml file"
+        )
+    if not path.is_file():
+        near = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise ConfigError(
+            f"There is no recipe file {path}.", where=str(path.absolute().parent), fix=did_you_mean(path.name, near)
+        )
+    if path.suffix != ".yaml":
+        raise ConfigError(f"{path} is not named as a recipe.", where=str(path), fix="let its name end in .yaml")
+    return path.absolute()
+
+
+def _groups(own_folder: Path) -> dict[str, set[str]]:
+    """Group -> its choices, of the shipped recipes and of the folder that the recipe lies in."""
+    groups: dict[str, set[str]] = {}
+    for option in (*RECIPES.glob("*/*.yaml"), *own_folder.glob("*/*.yaml")):
+        groups.setdefault(option.parent.name, set()).add(option.stem)
+    shipped = {p.name for p in RECIPES.iterdir() if p.is_dir()}
+    return {name: choices for name, choices in groups.items() if name in shipped or name not in Config.model_fields}
+
+
+# Overrides -----------------------------------------------------------------------------------------------------------
+
+
+def _hydra_override(text: str, groups: Mapping[str, set[str]], *, where: str) -> str:
+    """Our override in Hydra's grammar. A value is always forced in, so that an unknown key reaches our validator, which
+    knows the nearest valid one."""
+    if text.startswith("~"):
+        return text
+    key, equals, value = text.partition("=")
+    key = key.lstrip("+")
+    if not equals or not _KEY.fullmatch(key):
+        raise _bad_override(text, "it is not of the form key.path=value", where)
+    if key in groups:
+        if value not in groups[key]:
+            raise ConfigError(f"Unknown choice '{value}' for the group '{key}'.", where=f"override {text}",
+                              fix=did_you_mean(value, groups[key]))  # fmt: skip
+        return f"{key}={value}"
+    key = _INDEX.sub(r".\1", key)
+    return f"++{key}={value}"
+
+
+def _bad_override(text: str, cause: str, where: str) -> ConfigError:
+    return ConfigError(
+        f"The override '{text}' cannot be read: {cause}.",
+        where=where,
+        fix="write key.path=value, key.path=null, key.path=[1,2], group=choice or ~key; quote texts with special characters "
+        "twice, as in 'template.prompt=\"a=b, {question}\"'",
+    )
+
+
+# Composing -----------------------------------------------------------------------------------------------------------
+
+
+def _compose(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Plain values, interpolations resolved, nothing missing."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException, OverrideParseException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        for text, parsed in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
+            if parsed.is_sweep_override():
+                raise _bad_override(text.lstrip("+"), "it gives several values", path.name)
+        search_path = [f"hydra.searchpath=[{RECIPES.as_uri()}]"] if path.parent != RECIPES else []
+        with _HYDRA_LOCK:
+            GlobalHydra.instance().clear()
+            with initialize_config_dir(config_dir=str(path.parent), version_base="1.3"):
+                composed = compose(path.stem, [*search_path, *overrides])
+        missing = sorted(str(key) for key in OmegaConf.missing_keys(composed))
+        if missing:
+            raise ConfigError(
+                f"The recipe leaves open: {', '.join(missing)}.",
+                where=path.name,
+                fix="give each a value in a file or on the command line: " + " ".join(f"{key}=..." for key in missing),
+            )
+        values = OmegaConf.to_container(composed, resolve=True)
+    except yaml.YAMLError as error:
+        raise _yaml_error(error, path) from error
+    except OverrideParseException as error:
+        raise _bad_override(error.override.lstrip("+"), str(error).splitlines()[0].rstrip("."), path.name) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _composition_error(error, path) from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _yaml_error(error: yaml.YAMLError, path: Path) -> ConfigError:
+    mark = getattr(error, "problem_mark", None)
+    where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+    problem = getattr(error, "problem", None) or str(error)
+    context = getattr(error, "context", None)
+    return ConfigError(
+        f"The recipe is not valid YAML: {problem}{f' ({context})' if context else ''}.",
+        where=where,
+        fix="check indentation, quotes and colons near that line; quote a text that holds ': ' or starts with a special "
+        "character; state every key once",
+    )
+
+
+def _composition_error(error: Exception, path: Path) -> ConfigError:
+    """Hydra's and OmegaConf's messages name the key or the missing file and the choices; ours adds place and fix."""
+    message = str(error).strip()
+    cause = error.__cause__
+    while cause is not None:
+        if str(cause).strip() not in message:
+            message += f"\n{str(cause).strip()}"
+        cause = cause.__cause__
+    if "nterpolation" in type(error).__name__ or "GrammarParse" in type(error).__name__:
+        fix = "an interpolation ${a.b} must name a key of the recipe, ${oc.env:NAME} a set variable; write \\${ for the text"
+    elif "Could not override" in message:
+        fix = "the recipe has no such group in its defaults list: add it there"
+    else:
+        fix = "check the defaults list and the overrides; shipped groups: " + "; ".join(
+            f"{name}: {', '.join(sorted(choices))}" for name, choices in sorted(_groups(RECIPES).items())
+        )
+    return ConfigError(f"The recipe cannot be composed: {message}", where=str(path), fix=fix)
+
+
+# Parts ---------------------------------------------------------------------------------------------------------------
+
+
+def _check_parts(config: Config) -> None:
+    """Every part names existing code and gives it options it accepts."""
+    for key, part, options_model in _parts(config):
+        valid = {*options_model.model_fields, *type(part).model_fields}
+        unknown = sorted(set(part.options) - set(options_model.model_fields))
+        if unknown and options_model.model_config.get("extra") == "forbid":
+            raise ConfigError(
+                "The recipe cannot be run as written:\n"
+                + "\n".join(f"  - unknown key '{key}.{u}' of kind '{part.kind}': {did_you_mean(u, valid)}" for u in unknown),
+                where=key,
+                why="a key that is silently ignored would train something else than what you asked for",
+                fix="correct the keys above",
+            )
+        parse_options(options_model, part.options, key)
+
+
+def _parts(config: Config) -> Iterator[tuple[str, Part, type[BaseModel]]]:
+    """(recipe key, part, options model of its kind) of every part. Looks each kind up: raises `ConfigError` if unknown."""
+    from data.sources import DATA_SOURCES
+    from prm.signal import SOURCES
+    from rollout.engine import ENGINES
+    from trainer.advantages.base import ADVANTAGES
+    from trainer.losses.base import LOSSES
+    from verifiers.verdict import VERIFIERS
+
+    data = {"data.train": config.data.train}
+    data |= {f"data.eval.{i}.source": e.source for i, e in enumerate(config.data.eval)}
+    data |= {"warm_start.source": config.warm_start.source} if config.warm_start is not None else {}
+    for key, part in data.items():
+        yield key, part, _options_of(DATA_SOURCES.get(part.kind, key=f"{key}.kind"), part, key)
+    yield "verifier", config.verifier, _options_of(
+        VERIFIERS.get(config.verifier.kind, key="verifier.kind"), config.verifier, "verifier"
+    )
+    for i, source in enumerate(config.sources):
+        key = f"sources.{i}"
+        yield key, source, _options_of(SOURCES.get(source.kind, key=f"{key}.kind"), source, key)
+    advantage, loss = config.objective.advantage, config.objective.loss
+    for key, part, registry in (("objective.advantage", advantage, ADVANTAGES), ("objective.loss", loss, LOSSES)):
+        yield key, part, _options_of(registry.get(part.kind, key=f"{key}.kind"), part, key)
+    ENGINES.get(config.rollout.engine, key="rollout.engine")
+
+
+def _options_of(entry: Any, part: Part, key: str) -> type[BaseModel]:
+    options = getattr(entry, "Options", None) or getattr(entry, "options", None)
+    if not (isinstance(options, type) and issubclass(options, BaseModel)):
+        raise ConfigError(
+            f"'{part.kind}' is not something that can stand here: it has no options model.",
+            where=f"{key}.kind",
+            fix="a class needs a nested pydantic model named Options; an advantage or loss is an `AdvantageEstimator` or "
+            "`PolicyLoss`",
+        )
+    return options

@@ -1,0 +1,345 @@
+"""The loop, top to bottom: sample, judge, keep, weigh, learn, sync, record.
+
+Shapes: N trajectories of a step; R response tokens of all kept trajectories, end to end; T_i response tokens of one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from data.example import Example
+from data.sampler import Sampler
+from prm.signal import Signal
+from rollout.engine import Prompt, SamplingParams, derive_seed
+from rollout.trajectory import Finish, Trajectory
+from trainer.advantages.base import AdvantageInputs
+from trainer.learner import NonFiniteError, TrainingBatch
+from trainer.objective import soft_overlong_penalty
+from trainer.replay import write_bundle
+from verifiers.errors import RunError
+from verifiers.verdict import Status, Verdict
+
+if TYPE_CHECKING:
+    from trainer.train import Session
+
+
+@dataclass(slots=True)
+class LoopState:
+    """What a checkpoint must hold beside the models. step: optimizer rounds done. evaluations: {step: {metric: estimate}}.
+    best: (value, step) of checkpoint.best_by."""
+
+    sampler: Sampler
+    step: int = 0
+    evaluations: dict[int, dict[str, dict[str, float]]] = field(default_factory=dict)
+    best: tuple[float, int] | None = None
+    tokens_generated: int = 0
+    tokens_trained: int = 0
+    wall_seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Rollouts:
+    """All trajectories of a step with what the sources said. reward_N: weighted sum of outcomes, NaN where any source could
+    not judge. kept: indices of the trajectories that are trained on, whole groups in order."""
+
+    trajectories: list[Trajectory]
+    examples: list[Example]
+    signals: list[Signal]
+    reward_N: Tensor
+    kept: list[int]
+    refills: int
+    groups: int
+    flat_groups: int
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """The rule verdicts, if a source gives any."""
+        return next((s.labels["verdict"] for s in self.signals if "verdict" in s.labels), [])
+
+
+class StopRequested(Exception):
+    """SIGTERM arrived: save and leave."""
+
+
+def run_steps(session: Session, state: LoopState) -> None:
+    """Train until `train.steps` rounds are done. Raises `RunError` on an alarm that must stop a run, `StopRequested` after
+    saving a checkpoint when SIGTERM arrived."""
+    config = session.config
+    started = time.monotonic()
+    while state.step < config.train.steps:
+        clock = Clock()
+        position = state.sampler.state_dict()
+        with clock("rollout_and_verify_s"):
+            rollouts = collect(session, state)
+        if session.stop_requested:  # nothing was learnt from this step yet: give its prompts back
+            state.sampler.load_state_dict(position)
+            save_and_stop(session, state, started)
+
+        with clock("advantage_s"):
+            batch = weigh(session, rollouts)
+        metrics = step_metrics(rollouts)
+        session.folder.write_trajectories(state.step + 1, trajectory_rows(rollouts, batch))
+        check_faults(session, rollouts)
+
+        with clock("learn_s"):
+            session.engine.sleep()  # the learner needs its memory
+            try:
+                metrics |= {f"policy/{k}": v for k, v in session.learner.update(batch).items()}
+            except NonFiniteError as error:
+                bundle = write_bundle(session, state.step + 1, batch)
+                raise RunError(str(error), where=f"step {state.step + 1}, bundle {bundle}") from error
+            for source, signal in zip(session.sources, rollouts.signals, strict=True):
+                metrics |= source.learn(batch.trajectories, signal.select(rollouts.kept))
+        state.step += 1
+        with clock("sync_s"):
+            session.engine.load_weights(session.learner.weights(), version=state.step)
+
+        state.tokens_generated += sum(t.num_response_tokens for t in rollouts.trajectories)
+        state.tokens_trained += sum(t.num_tokens for t in batch.trajectories)
+        if due(config.eval.every_steps, state.step, config.train.steps):
+            with clock("evaluate_s"):
+                metrics |= session.evaluate_all(state)
+        warn(session, metrics)
+        session.folder.append_metrics(state.step, metrics)
+        timings = clock.timings(sum(t.num_response_tokens for t in rollouts.trajectories))
+        session.folder.append_timings(state.step, timings)
+        session.display.update(state.step, metrics, timings)
+
+        if session.stop_requested:
+            save_and_stop(session, state, started)
+        if due(config.checkpoint.every_steps, state.step, config.train.steps):
+            state.wall_seconds += time.monotonic() - started
+            started = time.monotonic()
+            session.save(state)
+    state.wall_seconds += time.monotonic() - started
+
+
+def due(every: int | None, step: int, last: int) -> bool:
+    return step == last or (every is not None and step % every == 0)
+
+
+def save_and_stop(session: Session, state: LoopState, started: float) -> None:
+    state.wall_seconds += time.monotonic() - started
+    path = session.save(state)
+    raise StopRequested(f"stopped by SIGTERM after step {state.step}; saved {path}; the same command resumes")
+
+
+# ---- sample and judge --------------------------------------------------------------------------------------------------
+
+
+def collect(session: Session, state: LoopState) -> Rollouts:
+    """Groups for one step: sample, judge, drop what teaches nothing, refill as often as the recipe allows."""
+    config, train = session.config, session.train_examples
+    rollout, zero_variance = config.rollout, config.objective.zero_variance
+    sampling = SamplingParams(rollout.max_response_tokens, rollout.temperature, rollout.top_p, tuple(rollout.stop))
+    trajectories: list[Trajectory] = []
+    examples: list[Example] = []
+    parts: list[list[Signal]] = []
+    rewards: list[Tensor] = []
+    kept: list[int] = []
+    flat_groups = refills = 0
+    for attempt in range(1 + zero_variance.max_refills):
+        refills = attempt
+        drawn = [train[i] for i in state.sampler.next(rollout.prompts_per_step)]
+        offset = attempt * rollout.prompts_per_step
+        prompts = [Prompt(e.id, offset + p, session.prepared.prompt_ids[e.id]) for p, e in enumerate(drawn)]
+        seed = derive_seed(config.seed, "rollout", state.step, attempt)
+        new = session.engine.generate(prompts, rollout.samples_per_prompt, sampling, seed)
+        asked = [drawn[t.group - offset] for t in new]
+        signals = [source.score(new, asked) for source in session.sources]
+        reward_N = total_outcome(signals, [part.weight for part in config.sources])
+        if config.train.shuffle_rewards:
+            generator = torch.Generator().manual_seed(derive_seed(config.seed, "shuffle", state.step, attempt))
+            reward_N = reward_N[torch.randperm(len(reward_N), generator=generator)]
+        groups, flat = informative_groups(new, reward_N, zero_variance.drop)
+        flat_groups += flat
+        kept += [len(trajectories) + i for group in groups for i in group]
+        trajectories += new
+        examples += asked
+        parts.append(signals)
+        rewards.append(reward_N)
+        if len({trajectories[i].group for i in kept}) >= rollout.prompts_per_step:
+            break
+    kept = first_groups(trajectories, kept, rollout.prompts_per_step)
+    merged = [Signal.concat([p[s] for p in parts]) for s in range(len(session.sources))]
+    total_groups = (refills + 1) * rollout.prompts_per_step
+    return Rollouts(trajectories, examples, merged, torch.cat(rewards), kept, refills, total_groups, flat_groups)
+
+
+def total_outcome(signals: list[Signal], weights: list[float]) -> Tensor:
+    """Weighted sum of the sources' outcomes [N]; NaN as soon as one of them could not judge."""
+    return torch.stack([w * s.outcome_N for w, s in zip(weights, signals, strict=True)]).sum(0)
+
+
+def informative_groups(
+    trajectories: list[Trajectory], reward_N: Tensor, drop_zero_variance: bool
+) -> tuple[list[list[int]], int]:
+    """(groups of judged trajectories worth training on, number of groups whose rewards are all equal)."""
+    groups: dict[int, list[int]] = {}
+    for i, trajectory in enumerate(trajectories):
+        if not torch.isnan(reward_N[i]):
+            groups.setdefault(trajectory.group, []).append(i)
+    flat = {g for g, index in groups.items() if len({float(reward_N[i]) for i in index}) == 1}
+    return [index for g, index in groups.items() if not (drop_zero_variance and g in flat)], len(flat)
+
+
+def first_groups(trajectories: list[Trajectory], kept: list[int], limit: int) -> list[int]:
+    allowed = list(dict.fromkeys(trajectories[i].group for i in kept))[:limit]
+    return [i for i in kept if trajectories[i].group in set(allowed)]
+
+
+# ---- weigh -------------------------------------------------------------------------------------------------------------
+
+
+def weigh(session: Session, rollouts: Rollouts) -> TrainingBatch:
+    """Rewards -> advantages for the kept trajectories."""
+    objective = session.config.objective
+    trajectories = [rollouts.trajectories[i] for i in rollouts.kept]
+    signals = [s.select(rollouts.kept) for s in rollouts.signals]
+    reward_N = rollouts.reward_N[rollouts.kept].clone()
+    included_N = torch.ones(len(trajectories), dtype=torch.bool)
+    overlong = objective.overlong
+    if overlong.kind == "mask":
+        included_N = torch.tensor([t.finish != Finish.LENGTH for t in trajectories], dtype=torch.bool)
+    elif overlong.kind == "soft":
+        assert overlong.buffer_tokens is not None
+        limit = session.config.rollout.max_response_tokens
+        reward_N += torch.tensor([
+            soft_overlong_penalty(t.num_response_tokens, limit, overlong.buffer_tokens, overlong.penalty)
+            for t in trajectories
+        ])  # fmt: skip
+    if not trajectories:
+        return TrainingBatch([], [], included_N)
+    length_N = torch.tensor([t.num_response_tokens for t in trajectories])
+    dense = [torch.cat(s.token_reward) * part.weight
+             for s, part in zip(signals, session.config.sources, strict=True) if s.token_reward is not None]  # fmt: skip
+    inputs = AdvantageInputs(
+        reward_N=reward_N,
+        group_N=torch.tensor([t.group for t in trajectories]),
+        length_N=length_N,
+        token_reward_R=torch.stack(dense).sum(0) if dense else None,
+    )
+    advantage_R = session.advantage.compute(inputs, session.advantage_options)
+    for signal in signals:
+        if signal.token_weight is not None:
+            advantage_R = advantage_R * torch.cat(signal.token_weight)
+    return TrainingBatch(trajectories, list(advantage_R.split(length_N.tolist())), included_N)
+
+
+# ---- record ------------------------------------------------------------------------------------------------------------
+
+
+def step_metrics(rollouts: Rollouts) -> dict[str, float]:
+    """Numbers of the step that depend on nothing but seeds and weights (no times)."""
+    n = len(rollouts.trajectories)
+    judged = rollouts.reward_N[~torch.isnan(rollouts.reward_N)]
+    lengths = [t.num_response_tokens for t in rollouts.trajectories]
+    status = Counter(v.status for v in rollouts.verdicts)
+    metrics = {
+        "reward/mean": float(judged.double().mean()) if len(judged) else 0.0,
+        "response/length_mean": sum(lengths) / n,
+        "response/length_max": float(max(lengths)),
+        "response/truncated_share": sum(t.finish == Finish.LENGTH for t in rollouts.trajectories) / n,
+        "rollout/trajectories": float(n),
+        "rollout/unjudged_share": 1.0 - len(judged) / n,
+        "groups/zero_variance_share": rollouts.flat_groups / rollouts.groups,
+        "groups/trained": float(len({rollouts.trajectories[i].group for i in rollouts.kept})),
+        "groups/refills": float(rollouts.refills),
+    }
+    if status:
+        metrics["reward/accuracy"] = status[Status.CORRECT] / n
+        metrics |= {f"verdict/{s}": status[s] / n for s in Status if status[s]}
+    return metrics
+
+
+def trajectory_rows(rollouts: Rollouts, batch: TrainingBatch) -> list[dict[str, Any]]:
+    """One JSON object a trajectory, for ``trajectories/``."""
+    advantage = {i: batch.advantages[k] for k, i in enumerate(rollouts.kept)}
+    verdicts = rollouts.verdicts
+    rows = []
+    for i, (trajectory, example) in enumerate(zip(rollouts.trajectories, rollouts.examples, strict=True)):
+        reward = float(rollouts.reward_N[i])
+        row: dict[str, Any] = {
+            "example_id": example.id,
+            "group": trajectory.group,
+            "sample": trajectory.sample,
+            "prompt": example.question,
+            "response": trajectory.text,
+            "gold": example.gold,
+            "finish": str(trajectory.finish),
+            "reward": None if reward != reward else reward,
+            "trained": i in advantage,
+            "advantage": [round(a, 6) for a in advantage[i].tolist()] if i in advantage else None,
+            "prompt_ids": trajectory.prompt_ids,
+            "response_ids": trajectory.response_ids,
+            "logp_sampled": trajectory.logp_sampled,
+            "logp_model": trajectory.logp_model,
+            "weights_version": trajectory.weights_version,
+        }
+        if verdicts:
+            v = verdicts[i]
+            row["verdict"] = {"status": str(v.status), "score": v.score, "answer": v.answer, "evidence": v.evidence,
+                              "milliseconds": round(v.milliseconds, 3)}  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+# ---- alarms ------------------------------------------------------------------------------------------------------------
+
+
+def check_faults(session: Session, rollouts: Rollouts) -> None:
+    """Stop when too many trajectories could not be judged: the rewards of this run would not be what they seem."""
+    share = float(torch.isnan(rollouts.reward_N).double().mean())
+    if share <= session.config.alarms.max_fault_share:
+        return
+    faults = [(e.id, v) for e, v in zip(rollouts.examples, rollouts.verdicts, strict=False) if v.is_fault]
+    shown = "; ".join(f"{name}: {v.status} ({v.evidence[:120]})" for name, v in faults[:3])
+    raise RunError(
+        f"{share:.1%} of the trajectories of this step could not be judged; the limit is "
+        f"alarms.max_fault_share={session.config.alarms.max_fault_share:g}.",
+        where=shown or "a learned reward source",
+        why="what is left is a biased sample: the reward curve of this run would be silently wrong",
+        fix="repair the verifier or the data (all verdicts are in the run's trajectories/), or raise the limit knowingly",
+    )
+
+
+def warn(session: Session, metrics: dict[str, float]) -> None:
+    gap, limit = metrics.get("policy/logprob_gap", 0.0), session.config.alarms.max_logprob_gap
+    if gap > limit:
+        session.display.note(
+            f"warning: engine and learner log-probs differ by {gap:.3f} on average (alarms.max_logprob_gap={limit:g}); "
+            "the gradient is biased unless objective.mismatch corrects it"
+        )
+    if metrics["groups/trained"] == 0:
+        session.display.note("warning: no group of this step had differing rewards, nothing was learnt from it; "
+                             "raise samples_per_prompt, or choose problems of middling difficulty")  # fmt: skip
+
+
+class Clock:
+    """Seconds per phase of one step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started = time.monotonic()
+        self._phase = ""
+
+    def __call__(self, phase: str) -> Clock:
+        self._phase, self._phase_started = phase, time.monotonic()
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + time.monotonic() - self._phase_started
+
+    def timings(self, generated_tokens: int) -> dict[str, float]:
+        generation = max(1e-9, self.seconds.get("rollout_and_verify_s", 0.0))
+        total = time.monotonic() - self._started
+        return self.seconds | {"step_s": total, "tokens_per_second": generated_tokens / generation}

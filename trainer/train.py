@@ -1,0 +1,370 @@
+"""`assay train`: build what the recipe names, resume or start, run the loop, leave a summary.
+
+Also the torchrun entry: ``python -m trainer.train recipe=NAME key=value ...``.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from data.example import Example
+from data.filters import by_pass_rate
+from data.sampler import Sampler
+from prm.signal import SOURCES, RewardSource, SourceContext
+from rollout.engine import ENGINES, Engine, Prompt, SamplingParams, derive_seed
+from rollout.trajectory import Trajectory
+from trainer.advantages.base import ADVANTAGES
+from trainer.checkpoint import (
+    checkpoint_step,
+    export_hf,
+    list_checkpoints,
+    load_checkpoint,
+    prune,
+    remove_partial,
+    save_checkpoint,
+)
+from trainer.compose import load_recipe, to_yaml
+from trainer.config import Config
+from trainer.derived import render_table
+from trainer.display import Display
+from trainer.evaluate import Estimate, evaluate, verify_trajectories
+from trainer.learner import Learner
+from trainer.loop import LoopState, StopRequested, run_steps
+from trainer.models import DTYPES, load_policy
+from trainer.preflight import derived_numbers, prepare
+from trainer.records import RunFolder
+from trainer.warm_start import warm_start
+from verifiers.errors import ConfigError, RunError
+from verifiers.options import parse_options
+from verifiers.verdict import Status, Verdict
+
+
+def choose_device(config: Config) -> torch.device:
+    """The recipe's device, checked; `auto` prefers CUDA, then MPS, then CPU."""
+    kind = config.hardware.device
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind == "auto":
+        kind = "cuda" if present["cuda"] else "mps" if present["mps"] else "cpu"
+    if not present[kind]:
+        raise ConfigError(f"hardware.device={kind} is not available here.", where="hardware.device",
+                          fix=f"available: {', '.join(k for k, v in present.items() if v)}; `assay doctor` says more")  # fmt: skip
+    return torch.device(kind)
+
+
+class Session:
+    """The parts of one run. Use as a context manager; closing frees engine, verifier processes and display.
+
+    weights: evaluate or train from these weights (a checkpoint folder, an HF folder or a hub id) instead of the recipe's.
+    """
+
+    def __init__(self, config: Config, weights: str | None = None):
+        if weights is not None:
+            config = with_weights(config, weights)
+        self.config = config
+        self.device = choose_device(config)
+        if self.device.type == "cpu":
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        if config.hardware.threads is not None:
+            torch.set_num_threads(config.hardware.threads)
+        self.prepared = prepare(config)
+        self.stop_requested = False
+        self.train_examples: list[Example] = self.prepared.train
+        self.display = Display(config.train.steps, live=None)
+        self.folder = RunFolder(self.prepared.run_path)
+        policy = load_policy(config.model, config.seed, self.device)
+        self.learner = Learner(config, policy, self.device)
+        self.engine: Engine = ENGINES.get(config.rollout.engine, key="rollout.engine")(
+            policy.config,
+            policy.tokenizer,
+            policy.eos_ids,
+            dtype=DTYPES[config.rollout.dtype],
+            device=self.device,
+            max_prompt_tokens=config.data.max_prompt_tokens,
+            max_response_tokens=max(config.rollout.max_response_tokens, config.eval.max_response_tokens or 0),
+            max_rows=config.rollout.max_rows,
+        )
+        self.engine.load_weights(self.learner.weights(), version=0)
+        context = SourceContext(self.prepared.runner, policy.tokenizer, self.device, config.seed)
+        self.sources: list[RewardSource] = []
+        for i, part in enumerate(config.sources):
+            source = SOURCES.get(part.kind, key=f"sources.{i}.kind")
+            self.sources.append(source(parse_options(source.Options, part.options, f"sources.{i}"), context))
+        self.advantage = ADVANTAGES.get(config.objective.advantage.kind, key="objective.advantage.kind")
+        self.advantage_options = parse_options(
+            self.advantage.options, config.objective.advantage.options, "objective.advantage"
+        )
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.close()
+        self.prepared.runner.close()
+        for source in self.sources:
+            source.close()
+        self.display.close()
+        self.folder.close()
+
+    # ---- evaluation ------------------------------------------------------------------------------------------------
+
+    def evaluate_set(
+        self, name: str
+    ) -> tuple[dict[str, Estimate], dict[str, float], list[tuple[Trajectory, Verdict]]]:
+        prepared = self.prepared
+        return evaluate(self.config, self.engine, prepared.runner, prepared.evals[name], prepared.prompt_ids, name)
+
+    def evaluate_all(self, state: LoopState) -> dict[str, float]:
+        """Evaluate every set with the present weights; remember and return the metrics."""
+        flat: dict[str, float] = {}
+        estimates: dict[str, dict[str, float]] = {}
+        for name in self.prepared.evals:
+            metrics, facts, rows = self.evaluate_set(name)
+            for metric, estimate in metrics.items():
+                estimates[f"{name}/{metric}"] = estimate.as_dict()
+                flat |= {f"{name}/{metric}": estimate.value, f"{name}/{metric}/low": estimate.low,
+                         f"{name}/{metric}/high": estimate.high}  # fmt: skip
+            flat |= {f"{name}/{fact}": value for fact, value in facts.items()}
+            self.folder.write_evaluation(state.step, name, evaluation_rows(self.prepared.evals[name], rows))
+        state.evaluations[state.step] = estimates
+        best_by = self.config.checkpoint.best_by
+        if best_by is not None and best_by in estimates:
+            value = estimates[best_by]["value"]
+            if state.best is None or value > state.best[0]:
+                state.best = (value, state.step)
+        return flat
+
+    def probe_difficulty(self) -> dict[str, float]:
+        """Pass rate of every training prompt under the present weights."""
+        band, rollout = self.config.data.difficulty, self.config.rollout
+        assert band is not None
+        examples = self.prepared.train
+        prompts = [Prompt(e.id, p, self.prepared.prompt_ids[e.id]) for p, e in enumerate(examples)]
+        sampling = SamplingParams(rollout.max_response_tokens, rollout.temperature, rollout.top_p, tuple(rollout.stop))
+        seed = derive_seed(self.config.seed, "difficulty")
+        trajectories = self.engine.generate(prompts, band.probe_samples, sampling, seed)
+        verdicts = verify_trajectories(self.prepared.runner, trajectories, [examples[t.group] for t in trajectories])
+        correct = dict.fromkeys([e.id for e in examples], 0)
+        for trajectory, verdict in zip(trajectories, verdicts, strict=True):
+            correct[trajectory.example_id] += verdict.status is Status.CORRECT
+        return {name: count / band.probe_samples for name, count in correct.items()}
+
+    def keep_examples(self, ids: list[str]) -> None:
+        """Train on these examples only (the difficulty band)."""
+        wanted = set(ids)
+        self.train_examples = [e for e in self.prepared.train if e.id in wanted]
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        return self.prepared.run_path / "checkpoints"
+
+    def save(self, state: LoopState) -> Path:
+        kept = [e.id for e in self.train_examples] if self.config.data.difficulty is not None else None
+        content: dict[str, Any] = {
+            "step": state.step,
+            "sampler": state.sampler.state_dict(),
+            "sources": [s.state_dict() for s in self.sources],
+            "evaluations": state.evaluations,
+            "best": list(state.best) if state.best else None,
+            "tokens_generated": state.tokens_generated,
+            "tokens_trained": state.tokens_trained,
+            "wall_seconds": state.wall_seconds,
+            "kept_examples": kept,
+        }
+        meta = {"evaluations": {str(s): m for s, m in state.evaluations.items()}, "recipe": self.config.name}
+        path = save_checkpoint(
+            self.checkpoint_folder, state.step, self.learner, self.learner.policy.tokenizer, content, meta
+        )
+        prune(self.checkpoint_folder, self.config.checkpoint.keep_last, state.best[1] if state.best else None)
+        return path
+
+    def restore(self, path: Path) -> LoopState:
+        """The exact state of a checkpoint."""
+        self.learner.freeze_reference()  # allocates it; its weights are restored with the learner
+        content = load_checkpoint(path, self.learner)
+        if content["kept_examples"] is not None:
+            self.keep_examples(content["kept_examples"])
+        for source, saved in zip(self.sources, content["sources"], strict=True):
+            source.load_state_dict(saved)
+        sampler = Sampler(len(self.train_examples), self.config.seed)
+        sampler.load_state_dict(content["sampler"])
+        self.engine.load_weights(self.learner.weights(), version=content["step"])
+        return LoopState(
+            sampler,
+            content["step"],
+            content["evaluations"],
+            tuple(content["best"]) if content["best"] else None,
+            content["tokens_generated"],
+            content["tokens_trained"],
+            content["wall_seconds"],
+        )
+
+
+def with_weights(config: Config, weights: str) -> Config:
+    """The recipe on other weights. A checkpoint folder stands for the HF folder inside it."""
+    folder = Path(weights)
+    path = str(folder / "hf") if (folder / "hf" / "config.json").exists() else weights
+    model = config.model.model_copy(update={"path": path, "scratch": None, "tokenizer": None, "lora": None})
+    return config.model_copy(update={"model": model})
+
+
+def evaluation_rows(examples: list[Example], rows: list[tuple[Trajectory, Verdict]]) -> list[dict[str, Any]]:
+    return [
+        {"example_id": t.example_id, "sample": t.sample, "prompt": examples[t.group].question, "response": t.text,
+         "gold": examples[t.group].gold, "finish": str(t.finish), "tokens": t.num_response_tokens,
+         "verdict": {"status": str(v.status), "score": v.score, "answer": v.answer, "evidence": v.evidence}}
+        for t, v in rows
+    ]  # fmt: skip
+
+
+# ---- the run -----------------------------------------------------------------------------------------------------------
+
+
+def train(config: Config) -> Path:
+    """Run a recipe to its end and return its run folder. Safe to kill at any time: the same call resumes.
+
+    Raises `AssayError` subclasses for everything a user can act on, and `StopRequested` after saving on SIGTERM.
+    """
+    with Session(config) as session:
+        state = resume(session)
+        _install_sigterm(session)
+        derived = derived_numbers(session.prepared)
+        session.folder.open(config, to_yaml(config), derived)
+        session.display.table(render_table(derived))
+        for line in session.prepared.lines:
+            session.display.note(line)
+        if state is None:
+            state = start(session)
+        else:
+            session.folder.truncate_after(state.step)
+            session.display.note(f"resumed after step {state.step}")
+        run_steps(session, state)
+        session.folder.write_summary(summary(session, state))
+        return session.prepared.run_path
+
+
+def resume(session: Session) -> LoopState | None:
+    """The state of the newest checkpoint, or None to start afresh (run.resume decides what is allowed)."""
+    remove_partial(session.checkpoint_folder)
+    found = list_checkpoints(session.checkpoint_folder)
+    mode, path = session.config.run.resume, session.prepared.run_path
+    if mode == "never" and (found or (path / "metrics.jsonl").exists()):
+        raise RunError("The run folder is not empty.", where=str(path), why="run.resume=never protects earlier results",
+                       fix="choose another name=..., delete the folder, or use run.resume=auto")  # fmt: skip
+    if not found:
+        if mode == "must":
+            raise RunError("There is no checkpoint to resume from.", where=str(session.checkpoint_folder),
+                           fix="run.resume=auto starts afresh")  # fmt: skip
+        return None
+    session.folder.check_same_recipe(session.config)
+    if checkpoint_step(found[-1]) > session.config.train.steps:
+        raise RunError(f"The newest checkpoint is at step {checkpoint_step(found[-1])}, train.steps is "
+                       f"{session.config.train.steps}.", where=str(found[-1]), fix="raise train.steps or choose another name")  # fmt: skip
+    return session.restore(found[-1])
+
+
+def start(session: Session) -> LoopState:
+    """Step 0: warm start, reference, difficulty probe, evaluation before training."""
+    config = session.config
+    session.folder.truncate_after(-1)
+    started = time.monotonic()
+    if config.warm_start is not None:
+        run_warm_start(session)
+    session.learner.use_optimizer(config.optim, config.train.steps * config.train.minibatches_per_step)
+    session.learner.freeze_reference()
+    session.engine.load_weights(session.learner.weights(), version=0)
+    if config.data.difficulty is not None:
+        band = config.data.difficulty
+        kept, dropped = by_pass_rate(session.prepared.train, session.probe_difficulty(), band.low, band.high)
+        session.keep_examples([e.id for e in kept])
+        session.display.note(f"difficulty band [{band.low:g}, {band.high:g}]: kept {len(kept)}, dropped {len(dropped)}")
+    if config.rollout.prompts_per_step > len(session.train_examples):
+        raise RunError(f"Only {len(session.train_examples)} training examples are left for "
+                       f"rollout.prompts_per_step={config.rollout.prompts_per_step}.", where="data.difficulty",
+                       fix="widen the band or use more data")  # fmt: skip
+    state = LoopState(Sampler(len(session.train_examples), config.seed))
+    metrics = session.evaluate_all(state)
+    session.folder.append_metrics(0, metrics)
+    session.display.update(0, metrics, {"step_s": time.monotonic() - started})
+    state.wall_seconds = time.monotonic() - started
+    if config.warm_start is not None or config.checkpoint.every_steps is not None:
+        session.save(state)
+    return state
+
+
+def run_warm_start(session: Session) -> None:
+    options = session.config.warm_start
+    assert options is not None
+
+    def on_step(step: int, metrics: dict[str, float]) -> None:
+        session.folder.append_warm_start(step, metrics)
+        if step == 1 or step % 50 == 0 or step == options.steps:
+            session.display.note(f"warm start {step}/{options.steps}: loss {metrics['loss']:.4f}")
+
+    session.engine.sleep()
+    warm_start(session.learner, options, session.prepared.demonstrations, session.config.seed, on_step)
+
+
+def summary(session: Session, state: LoopState) -> dict[str, Any]:
+    """The contract of ``summary.json`` (docs/run-folder.md)."""
+    steps = sorted(state.evaluations)
+    before, after = state.evaluations[steps[0]], state.evaluations[steps[-1]]
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    return {
+        "recipe": session.config.name,
+        "seed": session.config.seed,
+        "steps": state.step,
+        "wall_seconds": round(state.wall_seconds, 3),
+        "tokens_generated": state.tokens_generated,
+        "tokens_trained": state.tokens_trained,
+        "peak_memory_mb": round(peak_kib / 1024, 1),
+        "evaluations": {name: {"before": before.get(name), "after": value} for name, value in after.items()},
+    }
+
+
+def _install_sigterm(session: Session) -> None:
+    """SIGTERM asks the loop to save at the next safe point; a second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def on_sigterm(_signal: int, _frame: FrameType | None) -> None:
+        if session.stop_requested:
+            os._exit(143)
+        session.stop_requested = True
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``python -m trainer.train recipe=NAME [overrides]``."""
+    from trainer.cli import run_command
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    recipes = [a.removeprefix("recipe=") for a in arguments if a.startswith("recipe=")]
+    overrides = [a for a in arguments if not a.startswith("recipe=")]
+
+    def command() -> int:
+        if len(recipes) != 1:
+            raise ConfigError("Name one recipe.", where="command line", fix="python -m trainer.train recipe=quickstart")
+        train(load_recipe(recipes[0], overrides))
+        return 0
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+
+__all__ = ["Session", "StopRequested", "choose_device", "export_hf", "main", "train"]
