@@ -99,7 +99,8 @@ def check_steps(example: Example, response: str) -> list[StepLabel]:
     """Label every line of `response` to a `chain` example; the answer line is the last step. Total on model text.
 
     A line follows if it is the line before it (at first: the question) with one allowed operation done, or an answer
-    that has the value of the line before it; nothing may come after the answer. It is on track if it has the true value.
+    that has the value of the line before it; nothing may come after the answer. A line is on track if it has the true
+    value.
     """
     return label_lines(response, _Judge(example))
 
@@ -111,17 +112,19 @@ class _Judge:
             raise DataError("Only examples made by the data source 'chain' have its step oracle.", where=example.id)
         self.rule = Rule(example.meta["modulus"], example.meta["precedence"])
         self.truth = self.rule.value(expression)
-        self.previous: Expression | None = expression  # None: nothing can follow (unreadable line, or answered)
+        self.previous: Expression | None = expression  # None: the last line could not be read, or was the answer
+        self.answered = False
 
     def __call__(self, line: str) -> tuple[bool, bool]:
         previous, self.previous = self.previous, None
         if answer := _ANSWER.fullmatch(line):
+            self.answered = True
             number = int(answer[1])
             return previous is not None and number == self.rule.value(previous), number == self.truth
         expression = Expression.parse(line)
         if expression is None:
             return False, False
-        self.previous = expression
+        self.previous = None if self.answered else expression
         allowed = [] if previous is None else self.rule.next_operations(previous)
         follows = any(previous is not None and self.rule.do(previous, i).text == line for i in allowed)
         return follows, self.rule.value(expression) == self.truth

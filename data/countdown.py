@@ -44,8 +44,8 @@ def check_steps(example: Example, response: str) -> list[StepLabel]:
     """Label every line of `response` to a `countdown` example; the answer line is the last step. Total on model text.
 
     A step follows if it combines two numbers at hand and is rightly computed; it is on track if the target can still be
-    reached from the numbers left. A line that starts with '#' is an answer, correct if the verifier `countdown` says so;
-    nothing may come after it. After a step that does not follow, the numbers at hand are unknown and no later step
+    reached from the numbers left. A line that starts with '#' is an answer, correct if the verifier `countdown` says
+    so; nothing may come after it. After a step that does not follow, the numbers at hand are unknown and no later step
     follows.
     """
     return label_lines(response, _Judge(example))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import field_validator, model_validator
 
@@ -104,7 +104,8 @@ def encode_demonstration(
             where=f"example {example.id}",
             fix="set solution_field, use a source that writes solutions, or train without warm_start",
         )
-    if tokenizer.eos_token_id is None:
+    eos = cast("int | None", tokenizer.eos_token_id)
+    if eos is None:
         raise ModelError(
             f"The tokenizer {tokenizer.name_or_path} has no end-of-sequence token.",
             why="the model could not learn to stop",
@@ -119,14 +120,15 @@ def encode_demonstration(
         solution_ids = joined[len(prompt_ids) :]
     else:
         solution_ids = _encode_text(example.solution, tokenizer)
-    return prompt_ids, [*solution_ids, tokenizer.eos_token_id]
+    return prompt_ids, [*solution_ids, eos]
 
 
 def _encode_prompt(text: str, options: TemplateOptions, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     ids = _encode_text(text, tokenizer)
-    bos = tokenizer.bos_token_id
-    starts_with_bos = options.kind == "plain" and bos is not None and tokenizer("")["input_ids"][:1] == [bos]
-    return [bos, *ids] if starts_with_bos else ids
+    bos = cast("int | None", tokenizer.bos_token_id)
+    if options.kind == "plain" and bos is not None and tokenizer("")["input_ids"][:1] == [bos]:
+        return [bos, *ids]
+    return ids
 
 
 def _encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from rollout.packing import PackedBatch
 from verifiers.errors import MissingExtraError
@@ -106,7 +106,14 @@ def _packed_attention(
     return varlen(q, k, v, cu_seqlens, max_seqlen, scale)[None], None
 
 
+def _refuse_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:
+    """transformers drops a 2-D mask in silence for an attention that registers no mask function."""
+    if attention_mask is not None:
+        raise RuntimeError("packed attention takes no attention mask: the borders are in cu_seqlens")
+
+
 AttentionInterface.register(NAME, _packed_attention)
+AttentionMaskInterface.register(NAME, _refuse_mask)
 
 
 def packed_forward(backbone: nn.Module, batch: PackedBatch, varlen: VarlenAttention = sdpa_varlen) -> Tensor:

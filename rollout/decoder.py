@@ -137,7 +137,7 @@ class LlamaDecoder:
             norm_1 = get(f"model.layers.{i}.input_layernorm.weight")
             norm_2 = get(f"model.layers.{i}.post_attention_layernorm.weight")
             head_norms = [
-                get(f"{at}.{n}.weight").to(self.dtype) if f"{at}.{n}.weight" in weights else None
+                get(f"{at}.{n}.weight").to(self.dtype, copy=True) if f"{at}.{n}.weight" in weights else None
                 for n in ("q_norm", "k_norm")
             ]
             self.layers.append(
@@ -151,7 +151,8 @@ class LlamaDecoder:
                     k_norm=head_norms[1],
                 )
             )
-        self.embedding_VE = weights["model.embed_tokens.weight"].detach().to(self.device, self.dtype)
+        # a copy: the matrices above are copies too, and weights may be views of a model that is being trained
+        self.embedding_VE = weights["model.embed_tokens.weight"].detach().to(self.device, self.dtype, copy=True)
         head = "model.embed_tokens" if self.tied or "lm_head.weight" not in weights else "lm_head"
         self.head = linear([head], get("model.norm.weight"))
 

@@ -61,7 +61,9 @@ class TorchEngine:
         self.tokenizer, self.eos_ids = tokenizer, frozenset(eos_ids)
         self.max_prompt_tokens, self.max_response_tokens, self.max_rows = max_prompt_tokens, max_response_tokens, max_rows
         self.device = device
-        self.decoder = LlamaDecoder(config, dtype, device, max_prompt_tokens + max_response_tokens)
+        # a finished row idles on until the next look at the tokens, and its position runs on with it
+        positions = max_prompt_tokens + max_response_tokens + _STEPS_BETWEEN_CHECKS
+        self.decoder = LlamaDecoder(config, dtype, device, positions)
         self.version = -1
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:

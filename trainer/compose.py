@@ -20,6 +20,7 @@ from verifiers.errors import ConfigError, did_you_mean
 from verifiers.options import parse_options
 
 RECIPES = Path(recipes.__file__).parent
+RECORDED_FACTS = ("derived", "environment")  # stand beside the settings in a run's resolved.yaml
 _HYDRA_LOCK = threading.Lock()  # Hydra keeps the configuration it composes in one global object
 _KEY = re.compile(r"[A-Za-z_][\w.\-]*(\[\d+\][\w.\-]*)*")
 _INDEX = re.compile(r"\[(\d+)\]")
@@ -39,8 +40,9 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def validate(values: Mapping[str, Any]) -> Config:
-    """Check the tree, then every part against the code it names. Raises `ConfigError`."""
-    config = parse_options(Config, values)
+    """Check the tree, then every part against the code it names. A run's recorded facts are not settings and are left out.
+    Raises `ConfigError`."""
+    config = parse_options(Config, {key: value for key, value in values.items() if key not in RECORDED_FACTS})
     _check_parts(config)
     return config
 
@@ -123,6 +125,8 @@ def _hydra_override(text: str, groups: Mapping[str, set[str]], *, where: str) ->
     key = key.lstrip("+")
     if not equals or not _KEY.fullmatch(key):
         raise _bad_override(text, "it is not of the form key.path=value", where)
+    if key.startswith("hydra."):
+        raise _bad_override(text, "Hydra only composes here, so its own settings would do nothing", where)
     if key in groups:
         if value not in groups[key]:
             raise ConfigError(f"Unknown choice '{value}' for the group '{key}'.", where=f"override {text}",
@@ -174,7 +178,7 @@ def _compose(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         raise _yaml_error(error, path) from error
     except OverrideParseException as error:
         raise _bad_override(error.override.lstrip("+"), str(error).splitlines()[0].rstrip("."), path.name) from error
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a word as the index of a list
         raise _composition_error(error, path) from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
@@ -205,6 +209,10 @@ def _composition_error(error: Exception, path: Path) -> ConfigError:
         fix = "an interpolation ${a.b} must name a key of the recipe, ${oc.env:NAME} a set variable; write \\${ for the text"
     elif "Could not override" in message:
         fix = "the recipe has no such group in its defaults list: add it there"
+    elif "list index" in message or isinstance(error, ValueError):
+        message = f"an override names a list item that does not exist ({message})"
+        fix = "list items are numbered from 0 and an override can only change one that exists, as in sources.0.weight=2; to "
+        fix += "replace the whole list write key=[...]"
     else:
         fix = "check the defaults list and the overrides; shipped groups: " + "; ".join(
             f"{name}: {', '.join(sorted(choices))}" for name, choices in sorted(_groups(RECIPES).items())
@@ -226,7 +234,8 @@ def _check_parts(config: Config) -> None:
                 + "\n".join(f"  - unknown key '{key}.{u}' of kind '{part.kind}': {did_you_mean(u, valid)}" for u in unknown),
                 where=key,
                 why="a key that is silently ignored would train something else than what you asked for",
-                fix="correct the keys above",
+                fix="correct the keys above, or drop those of another kind: "
+                + " ".join(f"'~{key}.{u}'" for u in unknown),
             )
         parse_options(options_model, part.options, key)
 

@@ -108,6 +108,12 @@ class DifficultyBand(Options):
     high: float = Field(ge=0, le=1)
     probe_samples: int = Field(ge=1)
 
+    @model_validator(mode="after")
+    def _is_a_band(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low={self.low} exceeds high={self.high}")
+        return self
+
 
 class VerifierConfig(Part):
     timeout_s: float = Field(default=5.0, gt=0)
@@ -170,6 +176,12 @@ class ZeroVarianceConfig(Options):
 
     drop: bool = True
     max_refills: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _refills_need_drop(self) -> Self:
+        if self.max_refills and not self.drop:
+            raise ValueError(f"max_refills={self.max_refills} replaces dropped groups: set drop=true or max_refills=0")
+        return self
 
 
 class ObjectiveConfig(Options):
@@ -309,6 +321,12 @@ class Config(Options):
         if self.model.scratch is not None and longest > self.model.scratch.max_positions:
             raise ValueError(f"data.max_prompt_tokens + rollout.max_response_tokens = {longest} exceeds "
                              f"model.scratch.max_positions={self.model.scratch.max_positions}")  # fmt: skip
+        buffer_tokens = self.objective.overlong.buffer_tokens
+        if buffer_tokens is not None and buffer_tokens > self.rollout.max_response_tokens:
+            raise ValueError(f"objective.overlong.buffer_tokens={buffer_tokens} exceeds "
+                             f"rollout.max_response_tokens={self.rollout.max_response_tokens}")  # fmt: skip
+        if self.eval.every_steps is not None and not self.data.eval:
+            raise ValueError("eval.every_steps is set and data.eval is empty: add an evaluation set or set eval.every_steps=null")
         names_seen = [e.name for e in self.data.eval]
         if len(set(names_seen)) != len(names_seen):
             raise ValueError(f"data.eval has two sets of the same name: {names_seen}")

@@ -165,7 +165,10 @@ class Learner:
         metrics = [
             self._policy_step(batch, index, old, reference) for index in split_by_group(batch.trajectories, count) if index
         ]
-        return {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]} if metrics else {}
+        # a mini-batch of excluded trajectories only has no diagnostics
+        names = dict.fromkeys(name for m in metrics for name in m)
+        values = {name: [m[name] for m in metrics if name in m] for name in names}
+        return {name: sum(v) / len(v) for name, v in values.items()}
 
     def _policy_step(
         self, batch: TrainingBatch, index: list[int], old: list[Tensor] | None, reference: list[Tensor] | None

@@ -71,7 +71,8 @@ def run_steps(session: Session, state: LoopState) -> None:
     """Train until `train.steps` rounds are done. Raises `RunError` on an alarm that must stop a run, `StopRequested` after
     saving a checkpoint when SIGTERM arrived."""
     config = session.config
-    started = time.monotonic()
+    started = loop_started = time.monotonic()
+    first_step = state.step
     while state.step < config.train.steps:
         clock = Clock()
         position = state.sampler.state_dict()
@@ -109,6 +110,8 @@ def run_steps(session: Session, state: LoopState) -> None:
         session.folder.append_metrics(state.step, metrics)
         timings = clock.timings(sum(t.num_response_tokens for t in rollouts.trajectories))
         session.folder.append_timings(state.step, timings)
+        elapsed, done = time.monotonic() - loop_started, state.step - first_step
+        timings["eta_s"] = elapsed / done * (config.train.steps - state.step)
         session.display.update(state.step, metrics, timings)
 
         if session.stop_requested:

@@ -33,7 +33,7 @@ from trainer.checkpoint import (
     remove_partial,
     save_checkpoint,
 )
-from trainer.compose import load_recipe, to_yaml
+from trainer.compose import to_yaml
 from trainer.config import Config
 from trainer.derived import render_table
 from trainer.display import Display
@@ -80,7 +80,7 @@ class Session:
         self.stop_requested = False
         self.train_examples: list[Example] = self.prepared.train
         self.display = Display(config.train.steps, live=None)
-        self.folder = RunFolder(self.prepared.run_path)
+        self.folder = RunFolder(self.prepared.run_path, tensorboard=config.record.tensorboard)
         policy = load_policy(config.model, config.seed, self.device)
         self.learner = Learner(config, policy, self.device)
         self.engine: Engine = ENGINES.get(config.rollout.engine, key="rollout.engine")(
@@ -236,6 +236,10 @@ def train(config: Config) -> Path:
 
     Raises `AssayError` subclasses for everything a user can act on, and `StopRequested` after saving on SIGTERM.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("Several processes were started, and this version trains in one.", where="WORLD_SIZE",
+                          why="every process would train the same model on its own",
+                          fix="start one process: assay train RECIPE")  # fmt: skip
     with Session(config) as session:
         state = resume(session)
         _install_sigterm(session)
@@ -348,19 +352,14 @@ def _install_sigterm(session: Session) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """``python -m trainer.train recipe=NAME [overrides]``."""
-    from trainer.cli import run_command
+    from trainer import cli
 
     arguments = sys.argv[1:] if arguments is None else arguments
     recipes = [a.removeprefix("recipe=") for a in arguments if a.startswith("recipe=")]
-    overrides = [a for a in arguments if not a.startswith("recipe=")]
-
-    def command() -> int:
-        if len(recipes) != 1:
-            raise ConfigError("Name one recipe.", where="command line", fix="python -m trainer.train recipe=quickstart")
-        train(load_recipe(recipes[0], overrides))
-        return 0
-
-    return run_command(command)
+    if len(recipes) != 1:
+        sys.stderr.write("name one recipe: python -m trainer.train recipe=quickstart\n")
+        return 2
+    return cli.main(["train", recipes[0], *(a for a in arguments if not a.startswith("recipe="))])
 
 
 if __name__ == "__main__":

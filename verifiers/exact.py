@@ -48,7 +48,7 @@ _NUMBER = re.compile(
 # A maximal run of number characters, so that '1.2.3' or '1,23' is one unreadable token and not its readable tail. A
 # minus sign directly after a word, digit or closing bracket is an operator.
 _NUMBER_RUN = re.compile(
-    r"(?:(?<![\w)\]}])[+-])?(?:\\?\$)?[+-]?(?:(?<![0-9])\.)?[0-9](?:[0-9]|[.,/](?=[0-9]))*"
+    r"(?:(?<![\w)\]}])[+-])?(?:\\?\$[+-]?)?(?:(?<![0-9])\.)?[0-9](?:[0-9]|[.,/](?=[0-9]))*"
     r"(?:[eE][+-]?[0-9]+(?![A-Za-z0-9]))?(?:\s?\\?%)?"
 )
 

@@ -95,7 +95,7 @@ class Pool:
         return list(executor.map(self._call, frames))
 
     def close(self) -> None:
-        """Kill the workers. Calls under way in other threads fail."""
+        """Kill the workers. Calls under way in other threads raise RuntimeError."""
         with self._lock:
             self._closed = True
             executor, self._executor = self._executor, None
@@ -124,6 +124,7 @@ class Pool:
         except TimeoutError:
             ending, detail = Ending.TIMEOUT, f"no verdict within {self._timeout_s:g} s"
         except (EOFError, OSError, ValueError):
+            self._require_open()  # else it was `close` that killed it
             ending, detail = worker.describe_death()
         finally:
             if keep:
@@ -155,6 +156,7 @@ class Pool:
             worker.receive(deadline)
             return worker
         except (EOFError, OSError, ValueError) as error:
+            self._require_open()
             raise self._start_error(worker, error) from error
 
     def _start_error(self, worker: _Worker | None, error: Exception) -> VerifierError:
@@ -204,7 +206,12 @@ class _Worker:
             stderr=self._stderr,
             bufsize=0,
             start_new_session=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            env=os.environ
+            | {
+                "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+                # glibc would reserve 64 to 128 MiB for the watchdog thread, out of the address space a case may use.
+                "MALLOC_ARENA_MAX": "1",
+            },
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None

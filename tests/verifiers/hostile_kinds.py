@@ -69,6 +69,12 @@ class Commanded(InProcess):
     def allocate(self, megabytes):
         return Verdict(1.0, Status.CORRECT, str(len(bytearray(int(megabytes) * 2**20))))
 
+    def scolds(self, megabytes):
+        os.write(2, b"x" * (int(megabytes) * 2**20) + b"the end")
+
+    def scolded_bytes(self, _):
+        return Verdict(1.0, Status.CORRECT, str(os.fstat(2).st_size))
+
     def exits(self, code):
         os._exit(int(code))
 

@@ -1,0 +1,143 @@
+"""The command `assay`. Heavy imports happen inside the commands, so that the light ones answer at once.
+
+Exit codes: 0 done; 1 `doctor` found a problem; 2 an error with a message for the user; 130 interrupted; 143 stopped
+by SIGTERM after saving a checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from verifiers.errors import AssayError
+
+if TYPE_CHECKING:
+    from trainer.config import Config
+
+Command = Callable[[argparse.Namespace], int]
+
+TRACEBACK_VARIABLE = "ASSAY_TRACEBACK"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command (default: the process's arguments) and return its exit code."""
+    parsed = _parse(sys.argv[1:] if arguments is None else list(arguments))
+    try:
+        return parsed.command(parsed)
+    except AssayError as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="assay", description="Reinforcement learning with rewards that can be checked.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    overrides = "key.path=value, group=choice (hardware=gpu1), ~key; after the recipe"
+
+    def add(name: str, command: Command, help_text: str, *, recipe: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_text, description=help_text)
+        sub.set_defaults(command=command, takes_overrides=recipe)
+        if recipe:
+            sub.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe, or the path of your own .yaml")
+            sub.add_argument("overrides", metavar="OVERRIDE", nargs="*", default=[], help=overrides)
+        return sub
+
+    add("train", _train, "Train a model by a recipe; continues an unfinished run of the same name.", recipe=True)
+    add("check", _check, "Validate a recipe, its data and its model without training.", recipe=True)
+    evaluate = add("eval", _eval, "Evaluate a checkpoint on the evaluation sets of a recipe.", recipe=True)
+    evaluate.add_argument("--checkpoint", metavar="PATH", required=True, help="folder of a checkpoint or of a model")
+    add("recipes", _recipes, "List the shipped recipes.")
+    add("doctor", _doctor, "Say what works on this machine: versions, devices, extras, shadowed packages.")
+    replay = add("replay", _replay, "Repeat the step that an alarm stopped, from its bundle.")
+    replay.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that the alarm wrote")
+
+    parsed, rest = parser.parse_known_args(arguments)
+    # argparse does not take further positional arguments after an option; overrides may stand there.
+    unknown = [word for word in rest if word.startswith("-") or not parsed.takes_overrides]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        parsed.overrides = [*parsed.overrides, *rest]
+    return parsed
+
+
+def _load(parsed: argparse.Namespace) -> Config:
+    from trainer.compose import load_recipe
+
+    return load_recipe(parsed.recipe, parsed.overrides)
+
+
+def _train(parsed: argparse.Namespace) -> int:
+    config = _load(parsed)
+    from trainer.train import StopRequested, train
+
+    try:
+        sys.stdout.write(f"{train(config)}\n")
+    except StopRequested as stop:
+        sys.stderr.write(f"{stop}\n")
+        return 128 + signal.SIGTERM
+    return 0
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    config = _load(parsed)
+    from rich.console import Console
+
+    from trainer.derived import render_table
+    from trainer.preflight import check
+
+    report = check(config)
+    console = Console()
+    console.print(render_table(report.derived))
+    for line in report.lines:
+        console.print(line, highlight=False, markup=False)
+    console.print(f"{parsed.recipe} can be run.", highlight=False, markup=False)
+    return 0
+
+
+def _eval(parsed: argparse.Namespace) -> int:
+    config = _load(parsed)
+    from trainer.evaluate import evaluate_checkpoint
+
+    metrics = evaluate_checkpoint(config, parsed.checkpoint)
+    sys.stdout.write(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+    return 0
+
+
+def _recipes(parsed: argparse.Namespace) -> int:
+    from trainer.compose import recipe_index
+
+    index = recipe_index()
+    width = max(len(name) for name, _ in index)
+    for name, description in index:
+        sys.stdout.write(f"{name:<{width}}  {description}\n")
+    return 0
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    from trainer.doctor import run
+
+    return run()
+
+
+def _replay(parsed: argparse.Namespace) -> int:
+    from trainer.replay import replay
+
+    for line in replay(parsed.bundle):
+        sys.stdout.write(f"{line}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
