@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import data
 from rollout.engine import Prompt
@@ -161,13 +163,25 @@ def forward_logits(model: nn.Module, prompt_ids: list[int], response_ids: list[i
     return logits[len(prompt_ids) - 1 : -1]
 
 
+def make_double(model: nn.Module) -> nn.Module:
+    """Float64 throughout: transformers' RMSNorm rounds to float32 inside whatever the dtype, so it is replaced."""
+
+    def norm(module: nn.Module, x: Tensor) -> Tensor:
+        return module.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)  # type: ignore
+
+    for module in model.double().modules():
+        if isinstance(module, LlamaRMSNorm):
+            module.forward = partial(norm, module)
+    return model
+
+
 def make_learner(overrides: dict[str, Any] | None = None, *, double: bool = False) -> Learner:
     """A learner of a small random policy, its reference frozen; `double` makes model and arithmetic float64."""
     config = make_config(overrides)
     policy = load_policy(config.model, config.seed, CPU)
     sharpen(policy.model)
     if double:
-        policy.model.double()
+        make_double(policy.model)
     learner = Learner(config, policy, CPU)
     if double:
         learner.compute_dtype = torch.float64
@@ -175,7 +189,9 @@ def make_learner(overrides: dict[str, Any] | None = None, *, double: bool = Fals
     return learner
 
 
-def trajectory(prompt_ids: list[int], response_ids: list[int], group: int = 0, sample: int = 0, **fields: Any) -> Trajectory:
+def trajectory(
+    prompt_ids: list[int], response_ids: list[int], group: int = 0, sample: int = 0, **fields: Any
+) -> Trajectory:
     logp = fields.pop("logp", [-1.0] * len(response_ids))
     return Trajectory(
         example_id=f"example-{group}",

@@ -18,10 +18,12 @@ import random
 import re
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -123,8 +125,9 @@ def load_checkpoint(path: Path, learner: Learner) -> dict[str, Any]:
         learner_state = state.pop("learner")
         if learner.config.model.lora is None:
             learner_state["policy"] = _read_policy(path / "hf", learner)
-    except (OSError, KeyError, RuntimeError) as error:
-        raise RunError(f"The checkpoint cannot be read: {error}", where=str(path),
+    except (OSError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(f"The checkpoint cannot be read: {cause}", where=str(path),
                        fix="delete this folder to resume from the one before it")  # fmt: skip
     learner.load_state_dict(learner_state)
     set_rng_state(state.pop("rng"))

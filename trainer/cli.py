@@ -15,8 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verifiers.errors import AssayError
-
 if TYPE_CHECKING:
     from trainer.config import Config
 
@@ -28,6 +26,13 @@ TRACEBACK_VARIABLE = "ASSAY_TRACEBACK"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command (default: the process's arguments) and return its exit code."""
     parsed = _parse(sys.argv[1:] if arguments is None else list(arguments))
+    if parsed.command is _doctor:  # must answer even where another package hides ours
+        return _doctor(parsed)
+    try:
+        from verifiers.errors import AssayError
+    except ImportError as error:
+        sys.stderr.write(f"assay's own packages cannot be imported ({error}): run `assay doctor`\n")
+        return 2
     try:
         return parsed.command(parsed)
     except AssayError as error:
@@ -41,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="assay", description="Reinforcement learning with rewards that can be checked.")
+    parser = argparse.ArgumentParser(
+        prog="assay", description="Reinforcement learning with rewards that can be checked."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     overrides = "key.path=value, group=choice (hardware=gpu1), ~key; after the recipe"
 

@@ -1,4 +1,4 @@
-"""Recipe + overrides -> the frozen `Config`. Hydra composes, our typed tree validates, and nothing starts before both agree.
+"""Recipe + overrides -> the frozen `Config`. Hydra composes, our typed tree validates.
 
 Every fault a recipe can have ends in one `ConfigError` that names the key or the file, the cause and the fix.
 """
@@ -29,9 +29,9 @@ _INDEX = re.compile(r"\[(\d+)\]")
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
     """The validated configuration of a shipped recipe (by name) or of your own file (a path ending in ``.yaml``).
 
-    overrides: ``key.path=value``; ``~key`` to remove one; ``group=choice`` for the groups (folders) of the recipes, such as
-    ``hardware=gpu1``. Your own file may name shipped groups and recipes in its defaults list. Thread safe. Raises
-    `ConfigError`.
+    overrides: ``key.path=value``; ``~key`` to remove one; ``group=choice`` for the groups (folders) of the recipes,
+    such as ``hardware=gpu1``. Your own file may name shipped groups and recipes in its defaults list. Thread safe.
+    Raises `ConfigError`.
     """
     path = _find(recipe)
     groups = _groups(path.parent)
@@ -40,7 +40,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def validate(values: Mapping[str, Any]) -> Config:
-    """Check the tree, then every part against the code it names. A run's recorded facts are not settings and are left out.
+    """Check the tree, then every part against the code it names. A run's recorded facts are not settings: left out.
     Raises `ConfigError`."""
     config = parse_options(Config, {key: value for key, value in values.items() if key not in RECORDED_FACTS})
     _check_parts(config)
@@ -48,7 +48,7 @@ def validate(values: Mapping[str, Any]) -> Config:
 
 
 def to_yaml(config: Config) -> str:
-    """The whole configuration, defaults included. `load_resolved` and `load_recipe` read it back to an equal `Config`."""
+    """The whole configuration, defaults included; `load_resolved` and `load_recipe` read it back to an equal one."""
     return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -140,8 +140,8 @@ def _bad_override(text: str, cause: str, where: str) -> ConfigError:
     return ConfigError(
         f"The override '{text}' cannot be read: {cause}.",
         where=where,
-        fix="write key.path=value, key.path=null, key.path=[1,2], group=choice or ~key; quote texts with special characters "
-        "twice, as in 'template.prompt=\"a=b, {question}\"'",
+        fix="write key.path=value, key.path=null, key.path=[1,2], group=choice or ~key; quote texts with special "
+        "characters twice, as in 'template.prompt=\"a=b, {question}\"'",
     )
 
 
@@ -158,10 +158,11 @@ def _compose(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
+        _check_order(path)
         for text, parsed in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
             if parsed.is_sweep_override():
                 raise _bad_override(text.lstrip("+"), "it gives several values", path.name)
-        search_path = [f"hydra.searchpath=[{RECIPES.as_uri()}]"] if path.parent != RECIPES else []
+        search_path = ["hydra.searchpath=[pkg://recipes]"] if path.parent != RECIPES else []
         with _HYDRA_LOCK:
             GlobalHydra.instance().clear()
             with initialize_config_dir(config_dir=str(path.parent), version_base="1.3"):
@@ -184,6 +185,20 @@ def _compose(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+def _check_order(path: Path) -> None:
+    """Hydra lets the defaults win over the file that names them, unless told otherwise: surely not what was meant."""
+    with path.open(encoding="utf-8") as file:
+        values = yaml.safe_load(file)
+    defaults = values.get("defaults") if isinstance(values, dict) else None
+    if isinstance(defaults, list) and "_self_" not in defaults:
+        raise ConfigError(
+            "The defaults list does not say where the recipe itself stands.",
+            where=f"{path}, defaults",
+            why="what comes later in the list wins, and without `_self_` every entry would win over this file",
+            fix="add `- _self_` after the entries that this file changes",
+        )
+
+
 def _yaml_error(error: yaml.YAMLError, path: Path) -> ConfigError:
     mark = getattr(error, "problem_mark", None)
     where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
@@ -192,8 +207,8 @@ def _yaml_error(error: yaml.YAMLError, path: Path) -> ConfigError:
     return ConfigError(
         f"The recipe is not valid YAML: {problem}{f' ({context})' if context else ''}.",
         where=where,
-        fix="check indentation, quotes and colons near that line; quote a text that holds ': ' or starts with a special "
-        "character; state every key once",
+        fix="check indentation, quotes and colons near that line; quote a text that holds ': ' or starts with a "
+        "special character; state every key once",
     )
 
 
@@ -206,17 +221,17 @@ def _composition_error(error: Exception, path: Path) -> ConfigError:
             message += f"\n{str(cause).strip()}"
         cause = cause.__cause__
     if "nterpolation" in type(error).__name__ or "GrammarParse" in type(error).__name__:
-        fix = "an interpolation ${a.b} must name a key of the recipe, ${oc.env:NAME} a set variable; write \\${ for the text"
+        fix = "${a.b} must name a key of the recipe and ${oc.env:NAME} a variable that is set; for the text write \\${"
     elif "Could not override" in message:
         fix = "the recipe has no such group in its defaults list: add it there"
     elif "list index" in message or isinstance(error, ValueError):
         message = f"an override names a list item that does not exist ({message})"
-        fix = "list items are numbered from 0 and an override can only change one that exists, as in sources.0.weight=2; to "
-        fix += "replace the whole list write key=[...]"
+        fix = "list items are numbered from 0, and an override can only change one that exists (sources.0.weight=2); "
+        fix += "to replace the whole list write key=[...]"
     else:
-        fix = "check the defaults list and the overrides; shipped groups: " + "; ".join(
-            f"{name}: {', '.join(sorted(choices))}" for name, choices in sorted(_groups(RECIPES).items())
-        )
+        fix = "check the defaults list and the overrides; shipped recipes: "
+        fix += ", ".join(name for name, _ in recipe_index()) + "; shipped groups: "
+        fix += "; ".join(f"{n}: {', '.join(sorted(choices))}" for n, choices in sorted(_groups(RECIPES).items()))
     return ConfigError(f"The recipe cannot be composed: {message}", where=str(path), fix=fix)
 
 
@@ -231,7 +246,9 @@ def _check_parts(config: Config) -> None:
         if unknown and options_model.model_config.get("extra") == "forbid":
             raise ConfigError(
                 "The recipe cannot be run as written:\n"
-                + "\n".join(f"  - unknown key '{key}.{u}' of kind '{part.kind}': {did_you_mean(u, valid)}" for u in unknown),
+                + "\n".join(
+                    f"  - unknown key '{key}.{u}' of kind '{part.kind}': {did_you_mean(u, valid)}" for u in unknown
+                ),
                 where=key,
                 why="a key that is silently ignored would train something else than what you asked for",
                 fix="correct the keys above, or drop those of another kind: "
@@ -241,7 +258,7 @@ def _check_parts(config: Config) -> None:
 
 
 def _parts(config: Config) -> Iterator[tuple[str, Part, type[BaseModel]]]:
-    """(recipe key, part, options model of its kind) of every part. Looks each kind up: raises `ConfigError` if unknown."""
+    """(recipe key, part, options model of its kind) of every part. Raises `ConfigError` for an unknown kind."""
     from data.sources import DATA_SOURCES
     from prm.signal import SOURCES
     from rollout.engine import ENGINES
@@ -254,8 +271,10 @@ def _parts(config: Config) -> Iterator[tuple[str, Part, type[BaseModel]]]:
     data |= {"warm_start.source": config.warm_start.source} if config.warm_start is not None else {}
     for key, part in data.items():
         yield key, part, _options_of(DATA_SOURCES.get(part.kind, key=f"{key}.kind"), part, key)
-    yield "verifier", config.verifier, _options_of(
-        VERIFIERS.get(config.verifier.kind, key="verifier.kind"), config.verifier, "verifier"
+    yield (
+        "verifier",
+        config.verifier,
+        _options_of(VERIFIERS.get(config.verifier.kind, key="verifier.kind"), config.verifier, "verifier"),
     )
     for i, source in enumerate(config.sources):
         key = f"sources.{i}"
@@ -272,7 +291,7 @@ def _options_of(entry: Any, part: Part, key: str) -> type[BaseModel]:
         raise ConfigError(
             f"'{part.kind}' is not something that can stand here: it has no options model.",
             where=f"{key}.kind",
-            fix="a class needs a nested pydantic model named Options; an advantage or loss is an `AdvantageEstimator` or "
-            "`PolicyLoss`",
+            fix="a class needs a nested pydantic model named Options; an advantage is an `AdvantageEstimator`, a loss "
+            "a `PolicyLoss`",
         )
     return options

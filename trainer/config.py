@@ -43,6 +43,8 @@ class ScratchModel(Options):
     num_kv_heads: int = Field(ge=1)
     max_positions: int = Field(default=1024, ge=16)
     tie_embeddings: bool = True
+    initializer_range: float = Field(default=0.02, gt=0)
+    rope_theta: float = Field(default=10000.0, gt=0)
 
     @model_validator(mode="after")
     def _shapes_divide(self) -> Self:

@@ -1,4 +1,4 @@
-"""Numbers that follow from the recipe: batch arithmetic and a memory estimate. Computed once, printed before training."""
+"""Numbers that follow from the recipe: batch arithmetic and a memory estimate. Printed before training."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def derive(
 ) -> Derived:
     """The derived numbers by name; those that need an unknown fact are left out.
 
-    num_train: training examples after filters. kv_width: key-value heads * head size. ``max_...`` are upper bounds (every
-    prompt and response of full length, all refills taken). max_faults_per_step: trajectories of a step that may go unjudged
-    before the run stops. Memory: see `memory_mb`; it is given when all facts about the model are known.
+    num_train: training examples after filters. kv_width: key-value heads * head size. ``max_...`` are upper bounds
+    (every prompt and response of full length, all refills taken). max_faults_per_step: trajectories of a step that may
+    go unjudged before the run stops. Memory: see `memory_mb`; it is given when all facts about the model are known.
     """
     rollout, train = config.rollout, config.train
     trajectories = rollout.prompts_per_step * rollout.samples_per_prompt
@@ -67,8 +67,8 @@ def derive(
 def max_microbatches(sequences: int, max_tokens: int, capacity_tokens: int) -> int:
     """Upper bound on the micro-batches that first-fit decreasing makes of sequences of at most `max_tokens` tokens.
 
-    Every micro-batch but the last holds at least k = floor(capacity / max_tokens) sequences, for a sequence only starts a
-    new one when each of the others has less than `max_tokens` of room; k is at least 1 (a longer sequence goes alone).
+    Every micro-batch but the last holds at least k = floor(capacity / max_tokens) sequences, for a sequence only starts
+    a new one when each of the others has less than `max_tokens` of room; k is at least 1 (a longer one goes alone).
     """
     return math.ceil(sequences / max(1, capacity_tokens // max_tokens))
 
@@ -76,8 +76,8 @@ def max_microbatches(sequences: int, max_tokens: int, capacity_tokens: int) -> i
 def memory_mb(
     config: Config, num_parameters: int, vocab_size: int, hidden_size: int, num_layers: int, kv_width: int
 ) -> dict[str, float]:
-    """An estimate of the memory of one process, by term, in MB (2**20 bytes). Allocator slack and the Python process (about
-    500 MB with torch) come on top. With P parameters, T tokens of a micro-batch, L layers and E hidden size:
+    """An estimate of the memory of one process, by term, in MB (2**20 bytes). Allocator slack and the Python process
+    (about 500 MB with torch) come on top. With P parameters, T tokens of a micro-batch, L layers and E hidden size:
 
     - weights: P in the master dtype, and a copy in the compute dtype if that is another.
     - gradients: trained parameters in the master dtype; optimizer: two such (AdamW).
@@ -85,11 +85,11 @@ def memory_mb(
     - engine_weights: P in the rollout dtype (the engine keeps its own fused copy).
     - kv_cache: max_rows * (max prompt + max response) * L * 2 * kv_width in the rollout dtype; an upper bound, since
       samples share their prompt.
-    - activations: 17 * T * E * L values in the compute dtype, after Korthikanti et al., arXiv:2205.05198, eq. 2 without the
-      attention matrices; with gradient checkpointing T * E * (L + 17).
+    - activations: 17 * T * E * L values in the compute dtype, after Korthikanti et al., arXiv:2205.05198, eq. 2 without
+      the attention matrices; with gradient checkpointing T * E * (L + 17).
     - logits: logits of a chunk of tokens and their gradient in float32, and the logits once in the compute dtype.
 
-    With LoRA the base is held in the compute dtype only, and the adapters are bounded by rank * L * adapted layers * 5 E.
+    With LoRA the base is held in the compute dtype only, and the adapters are bounded by rank * L * targets * 5 E.
     """
     model, rollout, train = config.model, config.rollout, config.train
     compute, master, engine = BYTES[model.compute_dtype], BYTES[model.master_dtype], BYTES[rollout.dtype]
@@ -121,7 +121,9 @@ def memory_mb(
 
 def render_table(derived: Derived) -> Table:
     """Two columns, for a person."""
-    table = Table(title="Derived from the recipe", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        title="Derived from the recipe", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
+    )
     table.add_column(style="bold")
     table.add_column(justify="left")
     for name, value in derived.items():

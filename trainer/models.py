@@ -56,7 +56,7 @@ def load_tokenizer(options: ModelConfig) -> PreTrainedTokenizerBase:
         raise ModelError(f"The tokenizer '{origin}' has no end-of-sequence token.", where="model.tokenizer",
                          why="responses would never end", fix="set eos_token in its tokenizer_config.json")  # fmt: skip
     if options.pad_token is not None:
-        if tokenizer.convert_tokens_to_ids(options.pad_token) in (None, tokenizer.unk_token_id):
+        if options.pad_token not in tokenizer.get_vocab():
             raise ModelError(f"'{options.pad_token}' is not a token of '{origin}'.", where="model.pad_token",
                              fix="name an existing token that never occurs in text")  # fmt: skip
         tokenizer.pad_token = options.pad_token
@@ -85,6 +85,8 @@ def load_config(options: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pre
             num_key_value_heads=s.num_kv_heads,
             max_position_embeddings=s.max_positions,
             tie_word_embeddings=s.tie_embeddings,
+            initializer_range=s.initializer_range,
+            rope_parameters={"rope_type": "default", "rope_theta": s.rope_theta},
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -144,6 +146,7 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> tuple
 
 def _attach_lora(model: PreTrainedModel, options: ModelConfig) -> nn.Module:
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
 
     assert options.lora is not None
     config = LoraConfig(
@@ -158,6 +161,11 @@ def _attach_lora(model: PreTrainedModel, options: ModelConfig) -> nn.Module:
     except ValueError as error:
         raise ModelError(f"LoRA cannot be attached: {error}", where="model.lora.target_modules",
                          fix="name linear layers of this model")  # fmt: skip
+    # log-probs multiply by the head's weight alone and would silently leave an adapter on it out
+    tied = [model.get_input_embeddings()] if model.config.tie_word_embeddings else []
+    if any(isinstance(module, LoraLayer) for module in [model.get_output_embeddings(), *tied]):
+        raise ModelError("LoRA on the output head is not supported.", where="model.lora.target_modules",
+                         fix="leave out lm_head (and, with tied embeddings, embed_tokens)")  # fmt: skip
     if options.gradient_checkpointing:
         model.enable_input_require_grads()
     for parameter in peft_model.parameters():

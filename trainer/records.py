@@ -1,7 +1,7 @@
 """What a run leaves: ``runs/NAME/``.
 
-    resolved.yaml        the whole configuration, defaults included; below it `derived` (numbers that follow from it) and
-                         `environment` (git state, versions, command line of the latest start)
+    resolved.yaml        the whole configuration, defaults included; below it `derived` (numbers that follow from it)
+                         and `environment` (git state, versions, command line of the latest start)
     metrics.jsonl        one object a step; deterministic content only, so a resumed run writes the very same bytes
     timings.jsonl        one object a step: seconds a phase, tokens per second
     warm_start.jsonl     one object a step of the warm start, if there is one
@@ -51,8 +51,8 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIS
 class RunFolder:
     """The records of one run. tensorboard: also write ``events/``.
 
-    Steps are counted from 1; step 0 is the evaluation before training. Every method raises `RunError` when the disk is full
-    or the folder cannot be written.
+    Steps are counted from 1; step 0 is the evaluation before training. Every method raises `RunError` when the disk is
+    full or the folder cannot be written.
     """
 
     def __init__(self, path: Path | str, *, tensorboard: bool = False):
@@ -213,7 +213,7 @@ def _non_finite(value: Any, key: str) -> Iterator[str]:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """The lines with their line ends, without a last one that a crash cut short. Raises `RunError` for earlier damage."""
+    """The lines with their line ends, without a last one that a crash cut short. Raises `RunError` if others are."""
     with disk_errors(path):
         raw_lines = path.read_bytes().splitlines(keepends=True)
     if raw_lines and not _is_whole(raw_lines[-1]):

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ LENGTHS = [7, 7, 7, 4, 1, 3, 3]
 def qkv(heads=4, kv_heads=2, head_dim=8, dtype=torch.float64, device="cpu"):
     generator = torch.Generator().manual_seed(0)
     total = sum(LENGTHS)
-    q, k, v = (torch.randn(total, n, head_dim, generator=generator, dtype=torch.float64) for n in (heads, kv_heads, kv_heads))
+    q, k, v = (
+        torch.randn(total, n, head_dim, generator=generator, dtype=torch.float64) for n in (heads, kv_heads, kv_heads)
+    )
     cu_seqlens = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32, device=device)
     return q.to(device, dtype), k.to(device, dtype), v.to(device, dtype), cu_seqlens
 
@@ -28,7 +31,7 @@ def attention_by_hand(q, k, v, cu_seqlens, scale):
     out = torch.zeros_like(q)
     per_group = q.shape[1] // k.shape[1]
     borders = cu_seqlens.tolist()
-    for a, b in zip(borders, borders[1:], strict=False):
+    for a, b in pairwise(borders):
         for h in range(q.shape[1]):
             scores = q[a:b, h] @ k[a:b, h // per_group].T * scale
             future = torch.ones(b - a, b - a).triu(1).bool()
@@ -59,7 +62,9 @@ def reference_flash_attn_varlen_func(q, k, v, **kwargs):
     out = []
     for a, b in zip(cu_q.tolist(), cu_q.tolist()[1:], strict=False):
         heads = (t[a:b].transpose(0, 1)[None] for t in (q, k, v))
-        out.append(F.scaled_dot_product_attention(*heads, is_causal=causal, scale=scale, enable_gqa=True)[0].transpose(0, 1))
+        out.append(
+            F.scaled_dot_product_attention(*heads, is_causal=causal, scale=scale, enable_gqa=True)[0].transpose(0, 1)
+        )
     return torch.cat(out)
 
 
@@ -77,7 +82,7 @@ def fake_flash_attn(monkeypatch):
     return module
 
 
-# ---- the kernels -------------------------------------------------------------------------------------------------------
+# ---- the kernels ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.invariance
@@ -150,7 +155,7 @@ def test_flash_is_chosen_on_cuda_in_half_precision_where_it_is_installed_and_now
     del sys.modules["flash_attn"]
 
 
-# ---- packed equals unpacked --------------------------------------------------------------------------------------------
+# ---- packed equals unpacked -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.invariance
@@ -167,7 +172,7 @@ def test_packed_hidden_states_equal_those_of_each_sequence_alone(kind):
         torch.testing.assert_close(piece, expected, atol=1e-5, rtol=0)
 
 
-# ---- the trap ----------------------------------------------------------------------------------------------------------
+# ---- the trap -------------------------------------------------------------------------------------------------------
 
 
 def two_segments(first_token):
@@ -185,10 +190,12 @@ def second_segment_logits(model, first_token, **kwargs):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("form", ["cache", "mask of ones"])
 def test_the_trap_is_real_other_forms_of_calling_a_plain_model_read_across_segments(attention, form):
-    """Why `assay_packed` exists. A token changed in segment 0 must not reach segment 1; in these forms it does, silently.
-    Should this test ever fail, transformers closed the trap itself."""
+    """Why `assay_packed` exists. A token changed in segment 0 must not reach segment 1; in these forms it does, without
+    a word. Should this test ever fail, transformers closed the trap itself."""
     model = tiny_model(attention=attention)
-    kwargs = {"use_cache": True} if form == "cache" else {"use_cache": False, "attention_mask": torch.ones(1, 11).long()}
+    kwargs = (
+        {"use_cache": True} if form == "cache" else {"use_cache": False, "attention_mask": torch.ones(1, 11).long()}
+    )
     leak = second_segment_logits(model, 10, **kwargs) - second_segment_logits(model, 11, **kwargs)
     assert leak.abs().max() > 1e-2
 

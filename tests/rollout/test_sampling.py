@@ -111,7 +111,9 @@ def test_a_nucleus_wider_than_the_candidate_list_is_found_too():
 
 
 def test_top_p_counts_mass_after_temperature():
-    logits = torch.tensor([[0.0, math.log(0.5), math.log(0.25)]])  # 4/7, 2/7, 1/7; at temperature 0.5: 16/21, 4/21, 1/21
+    logits = torch.tensor(
+        [[0.0, math.log(0.5), math.log(0.25)]]
+    )  # 4/7, 2/7, 1/7; at temperature 0.5: 16/21, 4/21, 1/21
     uniform = torch.tensor([0.99])
     assert sample_tokens(logits, uniform, 1.0, 0.7)[0].item() == 1
     assert sample_tokens(logits, uniform, 0.5, 0.7)[0].item() == 0
