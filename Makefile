@@ -1,7 +1,7 @@
 # Every target sets up .venv from nothing if needed. Variables to set on the command line or in the environment:
 #   PYTHON       a Python 3.11 or newer (default: python3)
 #   TORCH_INDEX  an extra package index for torch, used only when set. Linux machines without an NVIDIA GPU save about
-#                3 GB with TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#                3 GB with TORCH_INDEX set to the CPU wheel index of pytorch.org
 PYTHON ?= python3
 TORCH_INDEX ?=
 

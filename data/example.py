@@ -19,9 +19,9 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """id: unique within a dataset. prompt: chat turns, the last one the user's. gold: whatever the verifier compares with
-    (plain JSON data). solution: a demonstration, if the source has one (used by warm start only). meta: free JSON data
-    that the verifier and the report may read."""
+    """id: unique within a dataset. prompt: chat turns, the last one the user's. gold: whatever the verifier compares
+    with (plain JSON data). solution: a demonstration, if the source has one (used by warm start only). meta: free JSON
+    data that the verifier and the report may read."""
 
     id: str
     prompt: tuple[Message, ...]

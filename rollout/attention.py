@@ -2,10 +2,10 @@
 
 Shapes: T packed tokens, H query heads, G key-value heads, D head size, S sequences.
 
-The trap this file closes: with restarted `position_ids` alone, Hugging Face models keep packed sequences apart only with
-`use_cache=False` and no attention mask; in any other form sequences read each other without a word. A model loaded with
-``attn_implementation="assay_packed"`` cannot be called in the wrong form: without `cu_seqlens`, or with a mask or a cache,
-the forward raises. Use `packed_forward`.
+The trap this file closes: with restarted `position_ids` alone, Hugging Face models keep packed sequences apart only
+with `use_cache=False` and no attention mask; in any other form sequences read each other without a word. A model
+loaded with ``attn_implementation="assay_packed"`` cannot be called in the wrong form: without `cu_seqlens`, or with a
+mask or a cache, the forward raises. Use `packed_forward`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ NAME = "assay_packed"
 VarlenAttention = Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]
 
 
-def sdpa_varlen(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float) -> Tensor:
-    """Causal attention inside each sequence, by one SDPA call for each run of neighbours of equal length. Any device."""
+def sdpa_varlen(
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
+) -> Tensor:
+    """Causal attention inside each sequence, by one SDPA call for each run of neighbours of equal length. Any
+    device."""
     heads, kv_heads, head_dim = q_THD.shape[1], k_TGD.shape[1], q_THD.shape[2]
     if heads != kv_heads:  # SDPA's enable_gqa is several times slower than repeating on a CPU
         k_TGD = k_TGD.repeat_interleave(heads // kv_heads, 1)
@@ -45,7 +48,9 @@ def sdpa_varlen(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor,
     return torch.cat(pieces)
 
 
-def flash_varlen(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float) -> Tensor:
+def flash_varlen(
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
+) -> Tensor:
     """FlashAttention's variable-length kernel (CUDA, half precision). Source: flash-attn, `flash_attn_varlen_func`."""
     try:
         from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]

@@ -2,18 +2,19 @@
 
 Covers Llama, Mistral (full attention), Qwen2 and Qwen3: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-Shapes: R rows (samples in flight), U prompts in flight, H query heads, G key-value heads, Q = H / G query heads a group,
+Shapes: R rows (samples in flight), U prompts in flight, H query heads, G key-value heads,
 D head size, P prompt tokens (padded), C suffix columns, E hidden size, L layers.
 
 Why it is shaped so (measured on a CPU, see benchmarks/decode): folding the query heads of a group into rows beats
-`scaled_dot_product_attention(enable_gqa=True)` four times over; reading a prompt's keys once for all its samples halves the
-rest; keys are stored transposed ([D, C]) so that both products are plain batched matrix products.
+`scaled_dot_product_attention(enable_gqa=True)` four times over; reading a prompt's keys once for all its samples
+halves the rest; keys are stored transposed ([D, C]) so that both products are plain batched matrix products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,13 +28,15 @@ SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class FusedLinear:
-    """y = silu?(x W^T + b) (+ add | * mul). In bfloat16 on a CPU the weight is packed once for oneDNN and the tail is fused
-    into the product; everywhere else this is `F.linear` and plain arithmetic."""
+    """y = silu?(x W^T + b) (+ add | * mul). In bfloat16 on a CPU the weight is packed once for oneDNN and the tail is
+    fused into the product; everywhere else this is `F.linear` and plain arithmetic."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, silu: bool = False):
         self.silu, self.bias = silu, bias
         self.packed = _can_pack(weight)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()) if self.packed else weight.contiguous()
+        self.weight = (
+            torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()) if self.packed else weight.contiguous()
+        )
 
     def __call__(self, x: Tensor, add: Tensor | None = None, mul: Tensor | None = None) -> Tensor:
         if self.packed:
@@ -41,7 +44,9 @@ class FusedLinear:
                 return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.weight, self.bias, "add")
             if mul is not None:
                 return torch.ops.mkldnn._linear_pointwise.binary(x, mul, self.weight, self.bias, "mul")
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "swish" if self.silu else "none", [], "")
+            return torch.ops.mkldnn._linear_pointwise(
+                x, self.weight, self.bias, "swish" if self.silu else "none", [], ""
+            )
         y = F.linear(x, self.weight, self.bias)
         y = F.silu(y) if self.silu else y
         y = y + add if add is not None else y
@@ -108,7 +113,8 @@ class LlamaDecoder:
         self.eps = config.rms_norm_eps
         self.tied = config.tie_word_embeddings
         positions = torch.arange(max_positions)[None]
-        cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1, dtype=torch.float32), positions)
+        # every family here has Llama's rotary embedding, with its own parameters in the config
+        cos, sin = LlamaRotaryEmbedding(cast(Any, config))(torch.zeros(1, dtype=torch.float32), positions)
         half = self.head_dim // 2
         # rotate_half(x) = roll(x, half) with the first half negated; the sign is folded into the sine table
         sign = torch.cat([-torch.ones(half), torch.ones(half)])
@@ -118,8 +124,8 @@ class LlamaDecoder:
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Cast, fuse and pack weights given by their Hugging Face names. RMSNorm gains are folded into the matrices that
-        follow them (in float32, before the cast)."""
+        """Cast, fuse and pack weights given by their Hugging Face names. RMSNorm gains are folded into the matrices
+        that follow them (in float32, before the cast)."""
 
         def get(name: str) -> Tensor:
             return weights[name].detach().to(self.device, torch.float32)
@@ -157,8 +163,10 @@ class LlamaDecoder:
         self.head = linear([head], get("model.norm.weight"))
 
     def unload(self) -> None:
+        """Give the weights' memory back."""
         self.layers = []
-        self.embedding_VE = self.head = None  # type: ignore[assignment]
+        self.embedding_VE = torch.empty(0, 0)
+        self.head = FusedLinear(torch.empty(0, 0), None)
 
     def _normalise(self, x: Tensor) -> Tensor:
         """RMSNorm without gain (folded into the next matrix); the mean square is taken in float32."""
@@ -172,7 +180,7 @@ class LlamaDecoder:
         """x [N, E] -> rotated q [N, H, D], rotated k [N, G, D], v [N, G, D]."""
         y = layer.qkv(self._normalise(x)).view(x.shape[0], self.heads + 2 * self.kv_heads, self.head_dim)
         qk, v = y[:, : self.heads + self.kv_heads], y[:, self.heads + self.kv_heads :]
-        if layer.q_norm is not None:
+        if layer.q_norm is not None and layer.k_norm is not None:
             q = self._normalise(qk[:, : self.heads]) * layer.q_norm
             k = self._normalise(qk[:, self.heads :]) * layer.k_norm
             qk = torch.cat([q, k], 1)
@@ -187,7 +195,8 @@ class LlamaDecoder:
         return self.head(self._normalise(x))
 
     def prefill(self, ids_UP: Tensor, length_U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Right-padded prompts -> (logits of each prompt's last token [U, V], keys [L, U, G, D, P], values [L, U, G, P, D]).
+        """Right-padded prompts -> (logits of each prompt's last token [U, V], keys [L, U, G, D, P], values [L, U, G,
+        P, D]).
         Padding stands behind the causal horizon of every real token, so no mask is needed here."""
         prompts, width = ids_UP.shape
         x = self.embedding_VE[ids_UP].view(prompts * width, -1)
@@ -197,7 +206,9 @@ class LlamaDecoder:
         keys = torch.empty(shape_k, dtype=self.dtype, device=self.device)
         values = torch.empty((*shape_k[:3], width, self.head_dim), dtype=self.dtype, device=self.device)
         for i, layer in enumerate(self.layers):
-            q, k, v = (t.view(prompts, width, -1, self.head_dim).transpose(1, 2) for t in self._project(layer, x, cos, sin))
+            q, k, v = (
+                t.view(prompts, width, -1, self.head_dim).transpose(1, 2) for t in self._project(layer, x, cos, sin)
+            )
             keys[i], values[i] = k.transpose(2, 3), v
             k, v = k.repeat_interleave(self.per_group, 1), v.repeat_interleave(self.per_group, 1)
             a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -241,7 +252,9 @@ class LlamaDecoder:
 
         weights = torch.softmax(torch.cat([prefix, own], -1), -1)
         w_prefix, w_own = weights[..., :width], weights[..., width:]
-        grid = w_prefix if s.slot_R is None else q.new_zeros(prompts * n, g, per, width).index_copy_(0, s.slot_R, w_prefix)
+        grid = (
+            w_prefix if s.slot_R is None else q.new_zeros(prompts * n, g, per, width).index_copy_(0, s.slot_R, w_prefix)
+        )
         grid = grid.reshape(prompts, n, g, per, width).transpose(1, 2).reshape(prompts * g, n * per, width)
         out = torch.bmm(grid, s.prefix_v[i].view(prompts * g, width, d)).view(prompts, g, n, per, d)
         out = out.transpose(1, 2).reshape(prompts * n, g, per, d)

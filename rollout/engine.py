@@ -15,8 +15,8 @@ from verifiers.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """temperature > 0; top_p in (0, 1]; a response ends at an end-of-sequence token, after one of the `stop` strings (kept
-    in the response) or at `max_response_tokens`. greedy takes the most likely token and ignores the first two."""
+    """temperature > 0; top_p in (0, 1]; a response ends at an end-of-sequence token, after one of the `stop` strings
+    (kept in the response) or at `max_response_tokens`. greedy takes the most likely token and ignores the first two."""
 
     max_response_tokens: int
     temperature: float = 1.0
@@ -41,9 +41,9 @@ class Engine(Protocol):
     def generate(
         self, prompts: Sequence[Prompt], samples_per_prompt: int, sampling: SamplingParams, seed: int
     ) -> list[Trajectory]:
-        """`samples_per_prompt` trajectories for each prompt, ordered by prompt, then sample. The same seed, example ids and
-        weights give the same trajectories; each row has its own random stream, so the batch around it does not matter
-        (beyond the rounding of the backend's matrix products)."""
+        """`samples_per_prompt` trajectories for each prompt, ordered by prompt, then sample. The same seed, example
+        ids and weights give the same trajectories; each row has its own random stream, so the batch around it does not
+        matter (beyond the rounding of the backend's matrix products)."""
         ...
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -28,8 +29,10 @@ class PackedBatch:
     """One micro-batch.
 
     sequence_index: which of the input sequences it holds, in packed order (length S).
-    ids_T, position_T: int64; positions restart at 0 at each sequence. cu_seqlens: int32 [S + 1], borders of the sequences.
-    predict_R: flat positions whose logits score a response token (the token before it). target_R: those response tokens.
+    ids_T, position_T: int64; positions restart at 0 at each sequence. cu_seqlens: int32 [S + 1], borders of the
+    sequences.
+    predict_R: flat positions whose logits score a response token (the token before it). target_R: those response
+    tokens.
     segment_R: 0..S-1, the sequence of each response token.
     """
 
@@ -53,7 +56,8 @@ class PackedBatch:
 
 
 def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Bins of indices, each of total length <= capacity unless it holds a single longer item. Deterministic: ties by index.
+    """Bins of indices, each of total length <= capacity unless it holds a single longer item. Deterministic: ties by
+    index.
 
     Source: Johnson 1973; at most 11/9 of the optimal number of bins plus 6/9.
     """
@@ -72,8 +76,8 @@ def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int
 
 
 def balance(lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """Spread items over `parts` ranks by longest-processing-time-first: every index once, at most 4/3 of the optimal load
-    (Graham 1969). Ties go to the rank with fewer items, then the lower rank."""
+    """Spread items over `parts` ranks by longest-processing-time-first: every index once, at most 4/3 of the optimal
+    load (Graham 1969). Ties go to the rank with fewer items, then the lower rank."""
     loads = [(0, 0, rank) for rank in range(parts)]
     out: list[list[int]] = [[] for _ in range(parts)]
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -83,9 +87,7 @@ def balance(lengths: Sequence[int], parts: int) -> list[list[int]]:
     return out
 
 
-def pack(
-    sequences: Sequence[TokenSequence], max_tokens: int, device: torch.device | str = "cpu"
-) -> list[PackedBatch]:
+def pack(sequences: Sequence[TokenSequence], max_tokens: int, device: torch.device | str = "cpu") -> list[PackedBatch]:
     """Micro-batches of at most `max_tokens` tokens that hold every sequence exactly once."""
     lengths = [len(s.prompt_ids) + len(s.response_ids) for s in sequences]
     return [_pack_one(sequences, bin_, device) for bin_ in first_fit_decreasing(lengths, max_tokens)]
@@ -101,7 +103,9 @@ def _pack_one(sequences: Sequence[TokenSequence], index: list[int], device: torc
     for slot, i in enumerate(index):
         prompt, response = sequences[i].prompt_ids, sequences[i].response_ids
         if not prompt:
-            raise ValueError(f"sequence {i} has an empty prompt: its first response token would have nothing to predict it")
+            raise ValueError(
+                f"sequence {i} has an empty prompt: its first response token would have nothing to predict it"
+            )
         # the logits at position t score token t + 1: the first response token is scored by the last prompt token
         first = borders[-1] + len(prompt) - 1
         ids += prompt + response
@@ -115,7 +119,7 @@ def _pack_one(sequences: Sequence[TokenSequence], index: list[int], device: torc
         ids_T=torch.tensor(ids, device=device),
         position_T=torch.tensor(position, device=device),
         cu_seqlens=torch.tensor(borders, dtype=torch.int32, device=device),
-        max_seqlen=max(b - a for a, b in zip(borders, borders[1:], strict=False)),
+        max_seqlen=max(b - a for a, b in pairwise(borders)),
         predict_R=torch.tensor(predict, dtype=torch.long, device=device),
         target_R=torch.tensor(target, dtype=torch.long, device=device),
         segment_R=torch.tensor(segment, dtype=torch.long, device=device),

@@ -1,8 +1,8 @@
 """The `torch` engine: continuous batching over `LlamaDecoder`, on CPU, CUDA or MPS.
 
-A prompt is prefilled once and shared by all its samples. Rows are dense; whenever samples finish, their rows are compacted
-away and waiting samples take their place. All rows write their keys in one common column; a row that joined later masks the
-columns before its start, and the window slides when its end is reached.
+A prompt is prefilled once and shared by all its samples. Rows are dense; whenever samples finish, their rows are
+compacted away and waiting samples take their place. All rows write their keys in one common column; a row that joined
+later masks the columns before its start, and the window slides when its end is reached.
 
 Shapes: R rows, N tokens a response may have; see `rollout.decoder` for the rest.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rollout.decoder import DecodeState, LlamaDecoder
 from rollout.engine import ENGINES, Prompt, SamplingParams, row_seed
@@ -40,10 +40,11 @@ class _Row:
 
 @ENGINES.register("torch")
 class TorchEngine:
-    """Built as `TorchEngine(config, tokenizer, eos_ids, dtype, device, max_prompt_tokens, max_response_tokens, max_rows)`.
+    """Built as `TorchEngine(config, tokenizer, eos_ids, dtype, device, max_prompt_tokens, max_response_tokens,
+    max_rows)`.
 
-    max_rows bounds the samples in flight (memory: max_rows rows of key-value cache). Raises `ModelError` for architectures
-    the decoder does not know and for prompts longer than `max_prompt_tokens`.
+    max_rows bounds the samples in flight (memory: max_rows rows of key-value cache). Raises `ModelError` for
+    architectures the decoder does not know and for prompts longer than `max_prompt_tokens`.
     """
 
     def __init__(
@@ -59,7 +60,11 @@ class TorchEngine:
         max_rows: int,
     ):
         self.tokenizer, self.eos_ids = tokenizer, frozenset(eos_ids)
-        self.max_prompt_tokens, self.max_response_tokens, self.max_rows = max_prompt_tokens, max_response_tokens, max_rows
+        self.max_prompt_tokens, self.max_response_tokens, self.max_rows = (
+            max_prompt_tokens,
+            max_response_tokens,
+            max_rows,
+        )
         self.device = device
         # a finished row idles on until the next look at the tokens, and its position runs on with it
         positions = max_prompt_tokens + max_response_tokens + _STEPS_BETWEEN_CHECKS
@@ -140,7 +145,9 @@ class _Batch:
         self.max_rows = min(engine.max_rows, len(self.waiting))
         refills = len(self.waiting) > self.max_rows
         # a row spans at most `limit` columns; the slack is how far the window runs before it must slide
-        self.capacity = self.limit + _STEPS_BETWEEN_CHECKS + (max(_STEPS_BETWEEN_CHECKS, self.limit // 4) if refills else 0)
+        self.capacity = (
+            self.limit + _STEPS_BETWEEN_CHECKS + (max(_STEPS_BETWEEN_CHECKS, self.limit // 4) if refills else 0)
+        )
         d = self.decoder
         shape = (d.num_layers, self.max_rows, d.kv_heads)
         self.suffix_k = torch.empty(*shape, d.head_dim, self.capacity, dtype=d.dtype, device=self.device)
@@ -270,7 +277,8 @@ class _Batch:
 
     def _state(self, end: int) -> DecodeState:
         """Masks and the row -> grid map for the next steps, up to column `end`."""
-        assert self.prefix_k is not None and self.prefix_v is not None
+        assert self.prefix_k is not None
+        assert self.prefix_v is not None
         dtype, device = self.decoder.dtype, self.device
         seen: dict[int, int] = {}
         place: list[tuple[int, int]] = []
@@ -295,7 +303,8 @@ class _Batch:
             suffix_mask = torch.zeros(before.shape, dtype=dtype, device=device).masked_fill_(before, float("-inf"))
             suffix_mask = suffix_mask.view(len(self.rows), 1, 1, end - first)
         slot_R = None if full else torch.tensor(slots, device=device)
-        return DecodeState(self.prefix_k, self.prefix_v, prefix_mask, self.suffix_k, self.suffix_v, suffix_mask, slot_R, n,
+        return DecodeState(self.prefix_k, self.prefix_v, prefix_mask, self.suffix_k, self.suffix_v, suffix_mask,
+        slot_R, n,
                            first, self.column)  # fmt: skip
 
     # ---- leaving ---------------------------------------------------------------------------------------------------
@@ -315,13 +324,17 @@ class _Batch:
         else:
             first = int(self.start_R.min())
             for layer in range(self.decoder.num_layers):  # layer by layer: the gathered copy stays small
-                for cache in (self.suffix_k[layer, ..., first : self.column], self.suffix_v[layer, :, :, first : self.column]):
+                for cache in (
+                    self.suffix_k[layer, ..., first : self.column],
+                    self.suffix_v[layer, :, :, first : self.column],
+                ):
                     cache[: len(keep)] = cache[index]
         self._drop_idle_prompts()
         return finished
 
     def _drop_idle_prompts(self) -> None:
-        assert self.prefix_k is not None and self.prefix_v is not None
+        assert self.prefix_k is not None
+        assert self.prefix_v is not None
         used = {row.prompt for row in self.rows} | set(self.fresh)
         if used >= set(self.live):
             return

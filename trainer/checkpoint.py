@@ -66,12 +66,19 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def save_checkpoint(
-    folder: Path, step: int, learner: Learner, tokenizer: PreTrainedTokenizerBase, state: dict[str, Any], meta: dict[str, Any]
+    folder: Path,
+    step: int,
+    learner: Learner,
+    tokenizer: PreTrainedTokenizerBase,
+    state: dict[str, Any],
+    meta: dict[str, Any],
 ) -> Path:
-    """Write `folder`/step-XXXXXX. `state` is everything outside the learner. Raises `RunError` on a full disk, leaving the
-    older checkpoints as they were."""
+    """Write `folder`/step-XXXXXX. `state` is everything outside the learner. Raises `RunError` on a full disk, leaving
+    the older checkpoints as they were."""
     final = folder / f"step-{step:06d}"
     partial = folder / f".partial-{final.name}"
+    if (final / "meta.json").exists():  # the same step of the same run: its state is the same to the last bit
+        return final
     shutil.rmtree(partial, ignore_errors=True)
     try:
         (partial / "hf").mkdir(parents=True)
@@ -83,7 +90,6 @@ def save_checkpoint(
         (partial / "meta.json").write_text(json.dumps({"step": step, **meta}, indent=1, sort_keys=True) + "\n")
         for path in sorted(partial.rglob("*")):
             _fsync(path)
-        shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _fsync(folder)
     except OSError as error:
@@ -127,8 +133,11 @@ def load_checkpoint(path: Path, learner: Learner) -> dict[str, Any]:
             learner_state["policy"] = _read_policy(path / "hf", learner)
     except (OSError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"The checkpoint cannot be read: {cause}", where=str(path),
-                       fix="delete this folder to resume from the one before it")  # fmt: skip
+        raise RunError(
+            f"The checkpoint cannot be read: {cause}",
+            where=str(path),
+            fix="delete this folder to resume from the one before it",
+        ) from error
     learner.load_state_dict(learner_state)
     set_rng_state(state.pop("rng"))
     return state

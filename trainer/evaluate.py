@@ -48,8 +48,8 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def majority(scores: Sequence[float], answers: Sequence[str | None]) -> float:
-    """Expected score of the most frequent answer; ties are broken by chance (their mean). Samples without an answer have
-    no vote; if none has one the score is 0."""
+    """Expected score of the most frequent answer; ties are broken by chance (their mean). Samples without an answer
+    have no vote; if none has one the score is 0."""
     votes: dict[str, list[float]] = {}
     for score, answer in zip(scores, answers, strict=True):
         if answer is not None:
@@ -72,8 +72,8 @@ def bootstrap(value_P: Sequence[float], resamples: int, seed: int) -> Estimate:
 
 
 def summarise(verdicts_PK: Sequence[Sequence[Verdict]], resamples: int, seed: int) -> dict[str, Estimate]:
-    """{metric: estimate}: avg@K, pass@k for k = 2, 4, ... up to K, maj@K. Unjudged samples (faults of ours) are left out
-    of their prompt; a prompt with fewer than K judged samples has no pass@k for the larger k."""
+    """{metric: estimate}: avg@K, pass@k for k = 2, 4, ... up to K, maj@K. Unjudged samples (faults of ours) are left
+    out of their prompt; a prompt with fewer than K judged samples has no pass@k for the larger k."""
     judged = [[v for v in row if v.score is not None] for row in verdicts_PK]
     judged = [row for row in judged if row]
     if not judged:
@@ -103,7 +103,8 @@ def evaluate(
     prompt_ids: Mapping[str, list[int]],
     name: str,
 ) -> tuple[dict[str, Estimate], dict[str, float], list[tuple[Trajectory, Verdict]]]:
-    """Sample and judge one evaluation set: (metrics, shares of each status and mean length, every trajectory with verdict).
+    """Sample and judge one evaluation set: (metrics, shares of each status and mean length, every trajectory with
+    verdict).
 
     The random streams depend on the run's seed, the set and the example only, so `before` and `after` differ by the
     weights alone.
@@ -130,12 +131,12 @@ def evaluate(
 def verify_trajectories(
     runner: Runner, trajectories: Sequence[Trajectory], examples: Sequence[Example]
 ) -> list[Verdict]:
-    """Verdicts of evaluation samples. A response that hit the limit is judged like any other, but never right: an answer
-    that was not finished is not an answer."""
+    """Verdicts of evaluation samples. A response that hit the limit is judged like any other, but never right: an
+    answer that was not finished is not an answer."""
     requests = [VerifyRequest(t.text, e.gold, e.meta, e.id) for t, e in zip(trajectories, examples, strict=True)]
     verdicts = runner.verify(requests)
     return [
-        Verdict(0.0, Status.TRUNCATED, v.evidence, v.milliseconds, v.answer)
+        Verdict(0.0, Status.TRUNCATED, v.evidence, v.milliseconds)
         if t.finish == Finish.LENGTH and v.score is not None
         else v
         for t, v in zip(trajectories, verdicts, strict=True)

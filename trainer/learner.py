@@ -2,8 +2,9 @@
 
 Shapes: N trajectories; R response tokens of a micro-batch; T tokens of a micro-batch; E hidden size.
 
-Every loss is a sum over response tokens of weight * loss, with weights from the counts of the whole batch of the optimizer
-step (`sequence_weights`), so micro-batches only bound memory: any split and any packing order give the same gradient.
+Every loss is a sum over response tokens of weight * loss, with weights from the counts of the whole batch of the
+optimizer step (`sequence_weights`), so micro-batches only bound memory: any split and any packing order give the same
+gradient.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -48,9 +50,9 @@ class NonFiniteError(RunError):
         self.sequences = sequences
         super().__init__(
             f"{what} is not finite.",
-            why="an optimizer step would destroy the weights; they are as they were before this step",
-            fix="look at the bundle with `assay replay BUNDLE`; usual causes: learning rate too high, a log-prob of -inf "
-            "under the learner, half precision overflow",
+            why="a step would destroy the weights; they are as they were before this optimizer step",
+            fix="look at the bundle with `assay replay BUNDLE`; usual causes: learning rate too high, a log-prob of "
+            "-inf under the learner, half precision overflow",
         )
 
 
@@ -70,7 +72,7 @@ class Learner:
 
     def __init__(self, config: Config, policy: Policy, device: torch.device):
         self.config, self.policy, self.device = config, policy, device
-        self.model = policy.model
+        self.model: Any = policy.model  # torch's typing knows modules only, not what peft adds to them
         self.compute_dtype = DTYPES[config.model.compute_dtype]
         self.varlen = choose_varlen(device, self.compute_dtype, config.hardware.attention)
         self.loss = LOSSES.get(config.objective.loss.kind, key="objective.loss.kind")
@@ -96,13 +98,13 @@ class Learner:
         )
 
     def freeze_reference(self) -> None:
-        """Keep the present policy as the reference of the KL term. With LoRA the frozen base model serves as one, so the
-        reference is then the model without its adapter."""
+        """Keep the present policy as the reference of the KL term. With LoRA the frozen base model serves as one, so
+        the reference is then the model without its adapter."""
         if not needs_reference(self.config.objective.kl) or self.config.model.lora is not None:
             return
-        self.reference = load_policy(self.config.model, self.config.seed, self.device).model.eval()
-        self.reference.load_state_dict(self.model.state_dict())
-        self.reference.to(self.compute_dtype).requires_grad_(False)
+        reference: Any = load_policy(self.config.model, self.config.seed, self.device).model.eval()
+        reference.load_state_dict(self.model.state_dict())
+        self.reference = reference.to(self.compute_dtype).requires_grad_(False)
 
     # ---- forward ---------------------------------------------------------------------------------------------------
 
@@ -111,7 +113,7 @@ class Learner:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def _causal_lm(self, model: nn.Module) -> Any:
+    def _causal_lm(self, model: Any) -> Any:
         return model.get_base_model() if self.config.model.lora is not None else model
 
     def _logp(self, model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
@@ -140,15 +142,18 @@ class Learner:
     def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[Tensor]:
         """The same under the frozen reference."""
         if self.config.model.lora is not None:
-            with self.model.disable_adapter():  # type: ignore[operator]
+            with self.model.disable_adapter():
                 return self._collect(sequences, self.model)
         assert self.reference is not None
         return self._collect(sequences, self.reference)
 
     def _collect(self, sequences: Sequence[TokenSequence], model: nn.Module) -> list[Tensor]:
         out: dict[int, Tensor] = {}
+        was_training = model.training
+        model.eval()  # LoRA dropout belongs to the gradient only
         for batch in self._pack(sequences):
             out |= {i: v.cpu() for i, v in batch.split(self._logp(model, batch)[0]).items()}
+        model.train(was_training)
         return [out[i] for i in range(len(sequences))]
 
     # ---- updates ---------------------------------------------------------------------------------------------------
@@ -163,7 +168,9 @@ class Learner:
         old = self.logprobs(batch.trajectories) if count > 1 else None
         reference = self.reference_logprobs(batch.trajectories) if needs_reference(self.config.objective.kl) else None
         metrics = [
-            self._policy_step(batch, index, old, reference) for index in split_by_group(batch.trajectories, count) if index
+            self._policy_step(batch, index, old, reference)
+            for index in split_by_group(batch.trajectories, count)
+            if index
         ]
         # a mini-batch of excluded trajectories only has no diagnostics
         names = dict.fromkeys(name for m in metrics for name in m)
@@ -196,7 +203,12 @@ class Learner:
                 diagnostics["kl_reference"] = kl_R.detach()
             return loss_R, diagnostics
 
-        return self._optimizer_step(trajectories, weight_N, token_loss)
+        try:
+            return self._optimizer_step(trajectories, weight_N, token_loss)
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                error.what.removesuffix(" is not finite."), [index[i] for i in error.sequences]
+            ) from error
 
     def supervised_step(self, demonstrations: Sequence[TokenSequence]) -> dict[str, float]:
         """One step of maximum likelihood on the responses, token mean."""
@@ -234,7 +246,8 @@ class Learner:
                 continue  # nothing in this micro-batch takes part in the loss
             logp_R, entropy_R = self._logp(self.model, mb)
             loss_R, diagnostics = token_loss(mb, logp_R, entropy_R)
-            loss = (loss_R * weight_R.to(loss_R.dtype)).sum()
+            # where, not a product: what is left out must not bring a NaN in (0 * NaN is NaN)
+            loss = torch.where(weight_R > 0, loss_R * weight_R.to(loss_R.dtype), 0.0).sum()
             value = float(loss.detach())
             if not math.isfinite(value):
                 self.optimizer.zero_grad(set_to_none=True)
@@ -269,7 +282,9 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if parameters.keys() != state["policy"].keys():
-            raise RunError("The checkpoint holds other parameters than this model.", fix="resume with the recipe it was made by")
+            raise RunError(
+                "The checkpoint holds other parameters than this model.", fix="resume with the recipe it was made by"
+            )
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(state["policy"][name])
@@ -292,7 +307,9 @@ def merged_lora_weights(causal_lm: nn.Module) -> dict[str, Tensor]:
             for adapter in module.active_adapters:
                 weight = out[f"{name}.weight"]
                 delta = module.get_delta_weight(adapter).detach()  # type: ignore[operator]
-                out[f"{name}.weight"] = (weight.to(delta.dtype) + delta).to(torch.promote_types(weight.dtype, delta.dtype))
+                out[f"{name}.weight"] = (weight.to(delta.dtype) + delta).to(
+                    torch.promote_types(weight.dtype, delta.dtype)
+                )
     return out
 
 
@@ -303,4 +320,4 @@ def split_by_group(trajectories: Sequence[Trajectory], parts: int) -> list[list[
         groups.setdefault(trajectory.group, []).append(i)
     order = list(groups.values())
     borders = [round(k * len(order) / parts) for k in range(parts + 1)]
-    return [[i for group in order[a:b] for i in group] for a, b in zip(borders, borders[1:], strict=False)]
+    return [[i for group in order[a:b] for i in group] for a, b in pairwise(borders)]

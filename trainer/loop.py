@@ -5,6 +5,7 @@ Shapes: N trajectories of a step; R response tokens of all kept trajectories, en
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class LoopState:
-    """What a checkpoint must hold beside the models. step: optimizer rounds done. evaluations: {step: {metric: estimate}}.
+    """What a checkpoint must hold beside the models. step: optimizer rounds done. evaluations: {step: {metric:
+    estimate}}.
     best: (value, step) of checkpoint.best_by."""
 
     sampler: Sampler
@@ -45,8 +47,8 @@ class LoopState:
 
 @dataclass(slots=True)
 class Rollouts:
-    """All trajectories of a step with what the sources said. reward_N: weighted sum of outcomes, NaN where any source could
-    not judge. kept: indices of the trajectories that are trained on, whole groups in order."""
+    """All trajectories of a step with what the sources said. reward_N: weighted sum of outcomes, NaN where any source
+    could not judge. kept: indices of the trajectories that are trained on, whole groups in order."""
 
     trajectories: list[Trajectory]
     examples: list[Example]
@@ -68,8 +70,8 @@ class StopRequested(Exception):
 
 
 def run_steps(session: Session, state: LoopState) -> None:
-    """Train until `train.steps` rounds are done. Raises `RunError` on an alarm that must stop a run, `StopRequested` after
-    saving a checkpoint when SIGTERM arrived."""
+    """Train until `train.steps` rounds are done. Raises `RunError` on an alarm that must stop a run, `StopRequested`
+    after saving a checkpoint when SIGTERM arrived."""
     config = session.config
     started = loop_started = time.monotonic()
     first_step = state.step
@@ -85,12 +87,13 @@ def run_steps(session: Session, state: LoopState) -> None:
         with clock("advantage_s"):
             batch = weigh(session, rollouts)
         metrics = step_metrics(rollouts)
-        session.folder.write_trajectories(state.step + 1, trajectory_rows(rollouts, batch))
-        check_faults(session, rollouts)
 
         with clock("learn_s"):
             session.engine.sleep()  # the learner needs its memory
             try:
+                check_finite(batch)
+                session.folder.write_trajectories(state.step + 1, trajectory_rows(rollouts, batch))
+                check_faults(session, rollouts)
                 metrics |= {f"policy/{k}": v for k, v in session.learner.update(batch).items()}
             except NonFiniteError as error:
                 bundle = write_bundle(session, state.step + 1, batch)
@@ -133,7 +136,8 @@ def save_and_stop(session: Session, state: LoopState, started: float) -> None:
     raise StopRequested(f"stopped by SIGTERM after step {state.step}; saved {path}; the same command resumes")
 
 
-# ---- sample and judge --------------------------------------------------------------------------------------------------
+# ---- sample and judge
+# --------------------------------------------------------------------------------------------------
 
 
 def collect(session: Session, state: LoopState) -> Rollouts:
@@ -197,7 +201,8 @@ def first_groups(trajectories: list[Trajectory], kept: list[int], limit: int) ->
     return [i for i in kept if trajectories[i].group in set(allowed)]
 
 
-# ---- weigh -------------------------------------------------------------------------------------------------------------
+# ---- weigh
+# -------------------------------------------------------------------------------------------------------------
 
 
 def weigh(session: Session, rollouts: Rollouts) -> TrainingBatch:
@@ -220,8 +225,8 @@ def weigh(session: Session, rollouts: Rollouts) -> TrainingBatch:
     if not trajectories:
         return TrainingBatch([], [], included_N)
     length_N = torch.tensor([t.num_response_tokens for t in trajectories])
-    dense = [torch.cat(s.token_reward) * part.weight
-             for s, part in zip(signals, session.config.sources, strict=True) if s.token_reward is not None]  # fmt: skip
+    weighted = zip(signals, session.config.sources, strict=True)
+    dense = [torch.cat(s.token_reward) * part.weight for s, part in weighted if s.token_reward is not None]
     inputs = AdvantageInputs(
         reward_N=reward_N,
         group_N=torch.tensor([t.group for t in trajectories]),
@@ -235,7 +240,8 @@ def weigh(session: Session, rollouts: Rollouts) -> TrainingBatch:
     return TrainingBatch(trajectories, list(advantage_R.split(length_N.tolist())), included_N)
 
 
-# ---- record ------------------------------------------------------------------------------------------------------------
+# ---- record
+# ------------------------------------------------------------------------------------------------------------
 
 
 def step_metrics(rollouts: Rollouts) -> dict[str, float]:
@@ -293,7 +299,8 @@ def trajectory_rows(rollouts: Rollouts, batch: TrainingBatch) -> list[dict[str, 
     return rows
 
 
-# ---- alarms ------------------------------------------------------------------------------------------------------------
+# ---- alarms
+# ------------------------------------------------------------------------------------------------------------
 
 
 def check_faults(session: Session, rollouts: Rollouts) -> None:
@@ -308,7 +315,7 @@ def check_faults(session: Session, rollouts: Rollouts) -> None:
         f"alarms.max_fault_share={session.config.alarms.max_fault_share:g}.",
         where=shown or "a learned reward source",
         why="what is left is a biased sample: the reward curve of this run would be silently wrong",
-        fix="repair the verifier or the data (all verdicts are in the run's trajectories/), or raise the limit knowingly",
+        fix="repair the verifier or the data (verdicts are in the run's trajectories/), or raise the limit knowingly",
     )
 
 
@@ -322,6 +329,15 @@ def warn(session: Session, metrics: dict[str, float]) -> None:
     if metrics["groups/trained"] == 0:
         session.display.note("warning: no group of this step had differing rewards, nothing was learnt from it; "
                              "raise samples_per_prompt, or choose problems of middling difficulty")  # fmt: skip
+
+
+def check_finite(batch: TrainingBatch) -> None:
+    """Raise `NonFiniteError` if an advantage or a log-prob of the engine is not finite, before anything is computed."""
+    for i, (trajectory, advantage) in enumerate(zip(batch.trajectories, batch.advantages, strict=True)):
+        if not bool(torch.isfinite(advantage).all()):
+            raise NonFiniteError(f"The advantage of example '{trajectory.example_id}'", [i])
+        if not all(math.isfinite(v) for v in trajectory.logp_sampled):
+            raise NonFiniteError(f"A log-prob that the engine reported for example '{trajectory.example_id}'", [i])
 
 
 class Clock:

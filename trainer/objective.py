@@ -16,11 +16,12 @@ from trainer.config import KLConfig, MismatchConfig, ObjectiveConfig
 def sequence_weights(
     length_N: Tensor, included_N: Tensor, reduce: Literal["token", "sequence", "constant"], constant_tokens: int | None
 ) -> Tensor:
-    """The weight each response token of a trajectory has in the loss [N]: loss = sum over tokens of weight * token loss.
+    """The weight each response token of a trajectory has in the loss [N]: loss = sum over tokens of weight * token
+    loss.
 
     token: 1 / all included tokens. sequence: 1 / (own length * included sequences). constant: 1 / (constant_tokens *
-    included sequences), as TRL's dr_grpo. The counts are over the whole batch of the optimizer step, on all ranks, so the
-    gradient does not depend on how the batch is split into micro-batches. Excluded trajectories weigh 0 and are not
+    included sequences), as TRL's dr_grpo. The counts are over the whole batch of the optimizer step, on all ranks, so
+    the gradient does not depend on how the batch is split into micro-batches. Excluded trajectories weigh 0 and are not
     counted; neither are empty responses.
     """
     counted_N = included_N & (length_N > 0)
@@ -39,9 +40,10 @@ def kl_penalty(logp_R: Tensor, reference_logp_R: Tensor, estimator: Literal["k1"
     """Schulman's estimators of KL(policy || reference) at the sampled tokens [R].
 
     With d = logp - reference: k1 = d, k2 = d^2 / 2, k3 = exp(-d) + d - 1. Gradients with respect to logp: 1, d,
-    1 - exp(-d). As a loss on on-policy samples, k1 has zero expected gradient, k2 the gradient of the reverse KL, k3 that of
-    the forward KL. Source: http://joschu.net/blog/kl-approx.html; verl `core_algos.py:kl_penalty`, which also clamps k3's
-    exponent to 20 and its value to 10 (where its gradient vanishes); we clamp the exponent only, against overflow.
+    1 - exp(-d). As a loss on on-policy samples, k1 has zero expected gradient, k2 the gradient of the reverse KL, k3
+    that of the forward KL. Source: http://joschu.net/blog/kl-approx.html; verl `core_algos.py:kl_penalty`, which also
+    clamps k3's exponent to 20 and its value to 10 (where its gradient vanishes); we clamp the exponent only, against
+    overflow.
     """
     difference = logp_R - reference_logp_R
     if estimator == "k1":

@@ -1,4 +1,5 @@
-"""Everything that can be checked before compute is spent: data, golds, prompts, splits, tokenizer, architecture, folder.
+"""Everything that can be checked before compute is spent: data, golds, prompts, splits, tokenizer, architecture,
+folder.
 
 `assay check` stops here; `assay train` goes on with what was prepared.
 """

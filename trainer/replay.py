@@ -1,7 +1,7 @@
 """Bundles of steps that went wrong: everything one needs to see the same non-finite value again, offline.
 
-``bundles/step-000012/``: `batch.pt` (trajectories, advantages, which take part), `hf/` (the weights before the step) and
-`resolved.yaml`.
+``bundles/step-000012/``: `batch.pt` (trajectories, advantages, which take part), `hf/` (the weights before the step)
+and `resolved.yaml`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def replay(bundle: Path) -> list[str]:
     from trainer.train import choose_device
 
     config = load_resolved(bundle / "resolved.yaml")
-    model = config.model.model_copy(update={"path": str(bundle / "hf"), "scratch": None, "tokenizer": None, "lora": None})
+    model = config.model.model_copy(
+        update={"path": str(bundle / "hf"), "scratch": None, "tokenizer": None, "lora": None}
+    )
     config = config.model_copy(update={"model": model})
     device = choose_device(config)
     learner = Learner(config, load_policy(model, config.seed, device), device)
@@ -49,18 +51,24 @@ def replay(bundle: Path) -> list[str]:
     lines = []
     bad_weights = [n for n, p in learner.model.named_parameters() if not bool(torch.isfinite(p).all())]
     lines += [f"weight {name} holds non-finite values before the step" for name in bad_weights]
-    for trajectory, logp, advantage in zip(trajectories, learner.logprobs(trajectories), saved["advantages"], strict=True):
+    for trajectory, logp, advantage in zip(
+        trajectories, learner.logprobs(trajectories), saved["advantages"], strict=True
+    ):
         name = f"example {trajectory.example_id}, sample {trajectory.sample}"
         if not bool(torch.isfinite(logp).all()):
             at = int((~torch.isfinite(logp)).nonzero()[0])
-            lines.append(f"{name}: learner log-prob of response token {at} (id {trajectory.response_ids[at]}) is {logp[at]}")
+            lines.append(
+                f"{name}: learner log-prob of response token {at} (id {trajectory.response_ids[at]}) is {logp[at]}"
+            )
         if not all(math.isfinite(v) for v in trajectory.logp_sampled):
             lines.append(f"{name}: a log-prob reported by the engine is not finite")
         if not bool(torch.isfinite(advantage).all()):
             lines.append(f"{name}: the advantage is not finite")
     try:
         metrics = learner.update(TrainingBatch(trajectories, saved["advantages"], saved["included"]))
-        lines.append(f"the update itself is finite here: loss {metrics.get('loss')}, grad_norm {metrics.get('grad_norm')}")
+        lines.append(
+            f"the update itself is finite here: loss {metrics.get('loss')}, grad_norm {metrics.get('grad_norm')}"
+        )
     except NonFiniteError as error:
         lines.append(f"reproduced: {error.what} Sequences {error.sequences}.")
     return lines

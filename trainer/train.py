@@ -56,15 +56,20 @@ def choose_device(config: Config) -> torch.device:
     if kind == "auto":
         kind = "cuda" if present["cuda"] else "mps" if present["mps"] else "cpu"
     if not present[kind]:
-        raise ConfigError(f"hardware.device={kind} is not available here.", where="hardware.device",
-                          fix=f"available: {', '.join(k for k, v in present.items() if v)}; `assay doctor` says more")  # fmt: skip
+        available = ", ".join(k for k, v in present.items() if v)
+        raise ConfigError(
+            f"hardware.device={kind} is not available here.",
+            where="hardware.device",
+            fix=f"available: {available}; `assay doctor` says more",
+        )
     return torch.device(kind)
 
 
 class Session:
     """The parts of one run. Use as a context manager; closing frees engine, verifier processes and display.
 
-    weights: evaluate or train from these weights (a checkpoint folder, an HF folder or a hub id) instead of the recipe's.
+    weights: evaluate or train from these weights (a checkpoint folder, an HF folder or a hub id) instead of the
+    recipe's.
     """
 
     def __init__(self, config: Config, weights: str | None = None):
@@ -117,9 +122,7 @@ class Session:
 
     # ---- evaluation ------------------------------------------------------------------------------------------------
 
-    def evaluate_set(
-        self, name: str
-    ) -> tuple[dict[str, Estimate], dict[str, float], list[tuple[Trajectory, Verdict]]]:
+    def evaluate_set(self, name: str) -> tuple[dict[str, Estimate], dict[str, float], list[tuple[Trajectory, Verdict]]]:
         prepared = self.prepared
         return evaluate(self.config, self.engine, prepared.runner, prepared.evals[name], prepared.prompt_ids, name)
 
@@ -228,7 +231,8 @@ def evaluation_rows(examples: list[Example], rows: list[tuple[Trajectory, Verdic
     ]  # fmt: skip
 
 
-# ---- the run -----------------------------------------------------------------------------------------------------------
+# ---- the run
+# -----------------------------------------------------------------------------------------------------------
 
 
 def train(config: Config) -> Path:
@@ -272,9 +276,13 @@ def resume(session: Session) -> LoopState | None:
                            fix="run.resume=auto starts afresh")  # fmt: skip
         return None
     session.folder.check_same_recipe(session.config)
-    if checkpoint_step(found[-1]) > session.config.train.steps:
-        raise RunError(f"The newest checkpoint is at step {checkpoint_step(found[-1])}, train.steps is "
-                       f"{session.config.train.steps}.", where=str(found[-1]), fix="raise train.steps or choose another name")  # fmt: skip
+    newest = checkpoint_step(found[-1])
+    if newest > session.config.train.steps:
+        raise RunError(
+            f"The newest checkpoint is at step {newest}, train.steps is {session.config.train.steps}.",
+            where=str(found[-1]),
+            fix="raise train.steps or choose another name",
+        )
     return session.restore(found[-1])
 
 

@@ -1,7 +1,7 @@
 """Every error a user can cause or must act on, in one hierarchy.
 
-Contract: an `AssayError` says what happened, where (file, key, example id), why it matters and what to do. Anything else
-that escapes is a bug in assay. Errors about input are raised before compute is spent.
+Contract: an `AssayError` says what happened, where (file, key, example id), why it matters and what to do. Anything
+else that escapes is a bug in assay. Errors about input are raised before compute is spent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Typed options for anything a recipe names: pydantic models whose errors read like an answer, not like a stack trace."""
+"""Typed options for anything a recipe names: pydantic models whose errors read like an answer, not like a stack
+trace."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from verifiers.errors import ConfigError, did_you_mean
 
 
 class Options(BaseModel):
-    """Base of every options model: frozen, no unknown keys, no silent conversions ("3" is not 3; an int may be a float)."""
+    """Base of every options model: frozen, no unknown keys, no silent conversions ("3" is not 3; an int may be a
+    float)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 

@@ -1,8 +1,8 @@
 """Named parts of a recipe: a recipe says ``kind: grpo`` and a `Registry` finds the code.
 
-Adding a part means adding one file in the right folder and decorating one object with ``@REGISTRY.register("name")``; the
-folder is imported on first look-up, so nothing else has to change. A user's own part needs no registration: a kind of the
-form ``package.module:Object`` is imported as it stands.
+Adding a part means adding one file in the right folder and decorating one object with ``@REGISTRY.register("name")``;
+the folder is imported on first look-up, so nothing else has to change. A user's own part needs no registration: a kind
+of the form ``package.module:Object`` is imported as it stands.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Maps a kind to an object. `noun` is used in messages; `package` is the folder whose modules register themselves."""
+    """Maps a kind to an object. `noun` is used in messages; `package` is the folder whose modules register
+    themselves."""
 
     def __init__(self, noun: str, package: str):
         self.noun, self.package = noun, package

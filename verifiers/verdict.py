@@ -1,8 +1,8 @@
 """`Verdict`: what a verifier says about one response, and why.
 
-The one rule: only what the *model* did may cost it reward. A fault of ours (the verifier crashed, the gold is broken) has
-score None; such a trajectory leaves its group, is counted, and stops the run when its share passes a limit. Nothing in
-assay turns an exception into a 0.
+The one rule: only what the *model* did may cost it reward. A fault of ours (the verifier crashed, the gold is broken)
+has score None; such a trajectory leaves its group, is counted, and stops the run when its share passes a limit.
+Nothing in assay turns an exception into a 0.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class VerifyRequest:
 @runtime_checkable
 class Verifier(Protocol):
     """Judges one response. Pure: no global state, no signals, no I/O, and raises only on a broken gold or a bug (the
-    runner maps those to `bad_gold` and `verifier_fault`). `isolated` verifiers run in killable worker processes, because
-    third-party code inside them may hang, eat memory or crash.
+    runner maps those to `bad_gold` and `verifier_fault`). `isolated` verifiers run in killable worker processes,
+    because third-party code inside them may hang, eat memory or crash.
 
     A verifier is a class with a nested pydantic model `Options`, built as ``Kind(options)``."""
 

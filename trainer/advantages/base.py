@@ -17,8 +17,8 @@ from verifiers.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class AdvantageInputs:
-    """reward_N: the weighted sum of the sources' outcomes. group_N: int64, equal for samples of one prompt. length_N: int64
-    response lengths. token_reward_R: dense process reward, None when no source gives one."""
+    """reward_N: the weighted sum of the sources' outcomes. group_N: int64, equal for samples of one prompt. length_N:
+    int64 response lengths. token_reward_R: dense process reward, None when no source gives one."""
 
     reward_N: Tensor
     group_N: Tensor

@@ -3,9 +3,9 @@
     A_i = (R_i - mean_g) / (std_g + eps)
 
 Paper: DeepSeekMath, arXiv:2402.03300, section 4.1. Reference: volcengine/verl b178a3cd, `core_algos.py`,
-`compute_grpo_outcome_advantage` (std unbiased, eps 1e-6); TRL uses eps 1e-4. `normalize_std=false` is Dr.GRPO's advantage
-(arXiv:2503.20783). A group of one: mean 0 and std 1 as in verl, so A = R (the loop never trains on such a group unless
-the recipe turns the zero-variance filter off).
+`compute_grpo_outcome_advantage` (std unbiased, eps 1e-6); TRL uses eps 1e-4. `normalize_std=false` is Dr.GRPO's
+advantage (arXiv:2503.20783). A group of one: mean 0 and std 1 as in verl, so A = R (the loop never trains on such a
+group unless the recipe turns the zero-variance filter off).
 
 Shapes: N trajectories, R response tokens.
 """

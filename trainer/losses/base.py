@@ -16,8 +16,8 @@ from verifiers.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """logp_R: log-prob of each token under the policy being trained (with gradient). old_logp_R: under the policy at the
-    start of the update (no gradient). advantage_R. segment_R: int64, the sequence of each token."""
+    """logp_R: log-prob of each token under the policy being trained (with gradient). old_logp_R: under the policy at
+    the start of the update (no gradient). advantage_R. segment_R: int64, the sequence of each token."""
 
     logp_R: Tensor
     old_logp_R: Tensor

@@ -4,8 +4,8 @@
     loss = max(-A rho, -A clip(rho, 1 - clip_low, 1 + clip_high))            and, where A < 0, min(that, -A dual_clip)
 
 Papers: PPO arXiv:1707.06347 eq. 7; clip-higher DAPO arXiv:2503.14476 eq. 10; dual clip arXiv:1912.09729 eq. 5.
-Reference: volcengine/verl b178a3cd, `core_algos.py`, `compute_policy_loss_vanilla` (its dual clip is on with 3.0; ours is
-off unless the recipe sets it). As there, the log-ratio is clamped to [-20, 20] before the exponential.
+Reference: volcengine/verl b178a3cd, `core_algos.py`, `compute_policy_loss_vanilla` (its dual clip is on with 3.0; ours
+is off unless the recipe sets it). As there, the log-ratio is clamped to [-20, 20] before the exponential.
 
 Shapes: R response tokens.
 """
