@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="NAME", dest="name")
     for name in NAMES:
         module = importlib.import_module(f"benchmarks.{name}")
-        summary = module.__doc__.splitlines()[0]
+        summary = str(module.__doc__).splitlines()[0]
         command = commands.add_parser(name, help=summary, description=summary)
         command.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's own choice")
         command.add_argument("--results", type=Path, default=RESULTS, help="folder for NAME.json and NAME.md")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.worker import peak_mb, resident_mb
+from benchmarks.worker import peak_mb
 from benchmarks.workload import recipe
 from rollout.engine import Prompt, SamplingParams
 from rollout.torch_engine import TorchEngine
@@ -38,7 +38,6 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         max_rows=config.rollout.max_rows,
     )  # fmt: skip
     engine.load_weights(learner.weights(), version=0)
-    loaded = resident_mb()
     rewards = random.Random(0)
     phases = []
     for step in range(options["steps"]):
@@ -46,7 +45,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         prompts = [Prompt(f"prompt-{at + i}", i, prompt_ids[at + i]) for i in range(options["prompts_per_step"])]
         phases.append(_step(config, learner, engine, prompts, options, step, rewards))
     seconds = [sum(p.values()) for p in phases]
-    return {"loaded_mb": loaded, "peak_mb": peak_mb(), "first_seconds": seconds[0], "seconds": seconds[1:],
+    return {"peak_mb": peak_mb(), "first_seconds": seconds[0], "seconds": seconds[1:],
             "phases": phases[1:]}  # fmt: skip
 
 

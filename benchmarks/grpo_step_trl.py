@@ -10,21 +10,19 @@ from typing import Any
 
 import torch
 
-from benchmarks.worker import peak_mb, resident_mb
+from benchmarks.worker import peak_mb
 
 
 def measure(options: dict[str, Any]) -> dict[str, Any]:
-    import trl
+    import trl  # pyright: ignore[reportMissingImports]
     from datasets import Dataset
     from transformers import TrainerCallback
 
     torch.set_num_threads(options["threads"])
     ends: list[float] = []
-    loaded: list[float] = []
 
     class Watch(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            loaded.append(resident_mb())
             ends.append(time.perf_counter())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -46,7 +44,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
             callbacks=[Watch()],
         ).train()
     seconds = [end - start for start, end in pairwise(ends)]
-    return {"trl": trl.__version__, "loaded_mb": loaded[0], "peak_mb": peak_mb(), "first_seconds": seconds[0],
+    return {"trl": trl.__version__, "peak_mb": peak_mb(), "first_seconds": seconds[0],
             "seconds": seconds[1:]}  # fmt: skip
 
 

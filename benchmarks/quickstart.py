@@ -72,16 +72,20 @@ def tuning_prompts() -> set[str]:
 def run_once(runs: Path, name: str, overrides: list[str]) -> dict[str, Any]:
     """Wall seconds of the whole process, and the run's own summary. A finished run is read, not repeated."""
     record = runs / name / "benchmark.json"
-    if record.exists():
-        return json.loads(record.read_text(encoding="utf-8"))
     command = ["train", RECIPE, *overrides, f"name={name}", f"run.dir={runs.absolute()}", "run.resume=never"]
+    shown = portable(["assay", *command])
+    if record.exists():
+        facts = json.loads(record.read_text(encoding="utf-8"))
+        if facts["command"] != shown:
+            raise RunError("The run was made with other options.", where=str(record), fix="name another folder: --runs")
+        return facts
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "trainer.cli", *command], cwd=ROOT, stdout=sys.stderr)
     seconds = time.perf_counter() - started
     if done.returncode:
         raise RunError(f"The run {name} failed with exit code {done.returncode}.", where=str(runs / name))
     summary = json.loads((runs / name / "summary.json").read_text(encoding="utf-8"))
-    facts = {"command": portable(["assay", *command]), "process_seconds": round(seconds, 1), "summary": summary}
+    facts = {"command": shown, "process_seconds": round(seconds, 1), "summary": summary}
     record.write_text(json.dumps(facts, indent=1), encoding="utf-8")
     return facts
 

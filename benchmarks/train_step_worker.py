@@ -26,6 +26,8 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(options["threads"])
     torch.use_deterministic_algorithms(True, warn_only=True)  # as `assay train` does on a CPU
     model, step = {"packed": _packed, "padded": _padded}[options["side"]](options)
+    for parameter in model.parameters():
+        parameter.detach().sum()  # weights are mapped from the file, and not in memory before they are touched
     loaded = resident_mb()
     seconds, loss = [], 0.0
     for _ in range(1 + options["repeats"]):

@@ -99,11 +99,11 @@ class LlamaDecoder:
             raise ModelError(
                 f"The torch engine cannot decode architecture '{config.model_type}'.",
                 where="rollout.engine",
-                fix=f"use a model of type {', '.join(SUPPORTED)}, or rollout.engine=vllm",
+                fix=f"use a model of type {', '.join(SUPPORTED)}",
             )
         if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
             raise ModelError("The torch engine has no sliding-window attention.", where="rollout.engine",
-                             fix="use rollout.engine=vllm, or a model without sliding_window")  # fmt: skip
+                             fix="use a model without sliding_window")  # fmt: skip
         self.dtype, self.device = dtype, device
         self.num_layers = config.num_hidden_layers
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads

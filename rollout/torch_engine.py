@@ -162,7 +162,7 @@ class _Batch:
         self.column = 0
         self.fresh: dict[int, Tensor] = {}  # last-token logits of prompts prefilled but with samples still waiting
 
-    # ---- admission -------------------------------------------------------------------------------------------------
+    # ---- admission ---------------------------------------------------
 
     def admit(self) -> bool:
         """Fill free rows with waiting samples; False when nothing is left to do."""
@@ -222,7 +222,7 @@ class _Batch:
             return greedy_tokens(logits)
         return sample_tokens(logits, uniform_R, self.sampling.temperature, self.sampling.top_p)
 
-    # ---- decoding --------------------------------------------------------------------------------------------------
+    # ---- decoding ----------------------------------------------------
 
     def run_steps(self) -> None:
         """Decode a few tokens for every row without looking at them, then hand them to their rows."""
@@ -303,11 +303,20 @@ class _Batch:
             suffix_mask = torch.zeros(before.shape, dtype=dtype, device=device).masked_fill_(before, float("-inf"))
             suffix_mask = suffix_mask.view(len(self.rows), 1, 1, end - first)
         slot_R = None if full else torch.tensor(slots, device=device)
-        return DecodeState(self.prefix_k, self.prefix_v, prefix_mask, self.suffix_k, self.suffix_v, suffix_mask,
-        slot_R, n,
-                           first, self.column)  # fmt: skip
+        return DecodeState(
+            self.prefix_k,
+            self.prefix_v,
+            prefix_mask,
+            self.suffix_k,
+            self.suffix_v,
+            suffix_mask,
+            slot_R,
+            n,
+            first,
+            self.column,
+        )
 
-    # ---- leaving ---------------------------------------------------------------------------------------------------
+    # ---- leaving -----------------------------------------------------
 
     def collect_finished(self) -> list[_Row]:
         """Take finished rows out and close the gaps they leave."""

@@ -24,6 +24,7 @@ RECORDED_FACTS = ("derived", "environment")  # stand beside the settings in a ru
 _HYDRA_LOCK = threading.Lock()  # Hydra keeps the configuration it composes in one global object
 _KEY = re.compile(r"[A-Za-z_][\w.\-]*(\[\d+\][\w.\-]*)*")
 _INDEX = re.compile(r"\[(\d+)\]")
+_WHOLE_PART = re.compile(r"\{.*\bkind\s*:", re.DOTALL)
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
@@ -35,8 +36,8 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
     """
     path = _find(recipe)
     groups = _groups(path.parent)
-    arguments = [_hydra_override(text, groups, where=recipe) for text in overrides]
-    return validate(_compose(path, arguments))
+    arguments = [argument for text in overrides for argument in _hydra_override(text, groups, where=recipe)]
+    return validate({**_compose(path, arguments), "recipe": path.stem})
 
 
 def validate(values: Mapping[str, Any]) -> Config:
@@ -116,11 +117,12 @@ def _groups(own_folder: Path) -> dict[str, set[str]]:
 # Overrides -----------------------------------------------------------------------------------------------------------
 
 
-def _hydra_override(text: str, groups: Mapping[str, set[str]], *, where: str) -> str:
+def _hydra_override(text: str, groups: Mapping[str, set[str]], *, where: str) -> list[str]:
     """Our override in Hydra's grammar. A value is always forced in, so that an unknown key reaches our validator, which
-    knows the nearest valid one."""
+    knows the nearest valid one. A whole part (``data.train={kind: ...}``) replaces the one before it: merged, it would
+    inherit the options of another kind."""
     if text.startswith("~"):
-        return text
+        return [text]
     key, equals, value = text.partition("=")
     key = key.lstrip("+")
     if not equals or not _KEY.fullmatch(key):
@@ -131,9 +133,10 @@ def _hydra_override(text: str, groups: Mapping[str, set[str]], *, where: str) ->
         if value not in groups[key]:
             raise ConfigError(f"Unknown choice '{value}' for the group '{key}'.", where=f"override {text}",
                               fix=did_you_mean(value, groups[key]))  # fmt: skip
-        return f"{key}={value}"
+        return [f"{key}={value}"]
     key = _INDEX.sub(r".\1", key)
-    return f"++{key}={value}"
+    forced = f"++{key}={value}"
+    return [f"++{key}=null", forced] if _WHOLE_PART.match(value) else [forced]
 
 
 def _bad_override(text: str, cause: str, where: str) -> ConfigError:

@@ -284,8 +284,10 @@ class RunConfig(Options):
 
 
 class Config(Options):
-    """One recipe. `description` is the line that `assay recipes` shows."""
+    """One recipe. name: of the run, and so of its folder. recipe: the file it was composed from (filled in when it is
+    loaded). description: the line that `assay recipes` shows."""
 
+    recipe: str = ""
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     description: str
     seed: int = Field(ge=0)

@@ -80,7 +80,7 @@ class Learner:
         self.reference: nn.Module | None = None
         self.use_optimizer(config.optim, config.train.steps * config.train.minibatches_per_step)
 
-    # ---- optimizer -------------------------------------------------------------------------------------------------
+    # ---- optimizer ---------------------------------------------------
 
     def use_optimizer(self, optim: OptimConfig, total_steps: int) -> None:
         """Start a fresh AdamW with its schedule (warm start and RL each have their own)."""
@@ -106,7 +106,7 @@ class Learner:
         reference.load_state_dict(self.model.state_dict())
         self.reference = reference.to(self.compute_dtype).requires_grad_(False)
 
-    # ---- forward ---------------------------------------------------------------------------------------------------
+    # ---- forward -----------------------------------------------------
 
     def _autocast(self) -> AbstractContextManager:
         if self.compute_dtype == torch.bfloat16:
@@ -156,7 +156,7 @@ class Learner:
         model.train(was_training)
         return [out[i] for i in range(len(sequences))]
 
-    # ---- updates ---------------------------------------------------------------------------------------------------
+    # ---- updates -----------------------------------------------------
 
     def update(self, batch: TrainingBatch) -> dict[str, float]:
         """`minibatches_per_step` optimizer steps on one batch of rollouts; metrics are means over them.
@@ -260,7 +260,7 @@ class Learner:
                 totals[name] = totals.get(name, 0.0) + float((values_R.detach() * counted_R).sum())
         return {name: value if name == "loss" else value / max(1, tokens) for name, value in totals.items()}
 
-    # ---- weights and state -----------------------------------------------------------------------------------------
+    # ---- weights and state -------------------------------------------
 
     def weights(self) -> Mapping[str, Tensor]:
         """The policy's weights by their plain Hugging Face names, LoRA merged. Full fine-tuning: views, not copies."""

@@ -73,8 +73,7 @@ def run_steps(session: Session, state: LoopState) -> None:
     """Train until `train.steps` rounds are done. Raises `RunError` on an alarm that must stop a run, `StopRequested`
     after saving a checkpoint when SIGTERM arrived."""
     config = session.config
-    started = loop_started = time.monotonic()
-    first_step = state.step
+    started = time.monotonic()
     while state.step < config.train.steps:
         clock = Clock()
         position = state.sampler.state_dict()
@@ -113,8 +112,6 @@ def run_steps(session: Session, state: LoopState) -> None:
         session.folder.append_metrics(state.step, metrics)
         timings = clock.timings(sum(t.num_response_tokens for t in rollouts.trajectories))
         session.folder.append_timings(state.step, timings)
-        elapsed, done = time.monotonic() - loop_started, state.step - first_step
-        timings["eta_s"] = elapsed / done * (config.train.steps - state.step)
         session.display.update(state.step, metrics, timings)
 
         if session.stop_requested:
@@ -136,8 +133,7 @@ def save_and_stop(session: Session, state: LoopState, started: float) -> None:
     raise StopRequested(f"stopped by SIGTERM after step {state.step}; saved {path}; the same command resumes")
 
 
-# ---- sample and judge
-# --------------------------------------------------------------------------------------------------
+# ---- sample and judge --------------------------------------------
 
 
 def collect(session: Session, state: LoopState) -> Rollouts:
@@ -201,8 +197,7 @@ def first_groups(trajectories: list[Trajectory], kept: list[int], limit: int) ->
     return [i for i in kept if trajectories[i].group in set(allowed)]
 
 
-# ---- weigh
-# -------------------------------------------------------------------------------------------------------------
+# ---- weigh -------------------------------------------------------
 
 
 def weigh(session: Session, rollouts: Rollouts) -> TrainingBatch:
@@ -240,8 +235,7 @@ def weigh(session: Session, rollouts: Rollouts) -> TrainingBatch:
     return TrainingBatch(trajectories, list(advantage_R.split(length_N.tolist())), included_N)
 
 
-# ---- record
-# ------------------------------------------------------------------------------------------------------------
+# ---- record ------------------------------------------------------
 
 
 def step_metrics(rollouts: Rollouts) -> dict[str, float]:
@@ -299,8 +293,7 @@ def trajectory_rows(rollouts: Rollouts, batch: TrainingBatch) -> list[dict[str, 
     return rows
 
 
-# ---- alarms
-# ------------------------------------------------------------------------------------------------------------
+# ---- alarms ------------------------------------------------------
 
 
 def check_faults(session: Session, rollouts: Rollouts) -> None:

@@ -180,8 +180,7 @@ def _attach_lora(model: PreTrainedModel, options: ModelConfig) -> nn.Module:
     return peft_model
 
 
-# ---- where models come from
-# --------------------------------------------------------------------------------------------
+# ---- where models come from --------------------------------------
 
 
 def _locate(origin: str) -> str:

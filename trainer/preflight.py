@@ -76,9 +76,11 @@ def check(config: Config) -> PreflightReport:
 
 def prepare(config: Config) -> Prepared:
     """Load and check everything but the weights."""
-    check_writable(Path(config.run.dir) / config.name, min_free_mb=64)
+    run_path = Path(config.run.dir) / config.name
+    check_writable(run_path, min_free_mb=64)
     tokenizer = load_tokenizer(config.model)
     model_config = load_config(config.model, tokenizer)
+    check_writable(run_path, min_free_mb=disk_need_mb(config, count_parameters(model_config)))
     _check_architecture(config, model_config)
     runner = Runner(
         config.verifier.kind,
@@ -170,18 +172,31 @@ def _check_demonstrations(config: Config, examples: Sequence[Example], demonstra
             )
 
 
-def derived_numbers(prepared: Prepared) -> dict[str, int | float | str]:
-    """The derived table of this run, with the model's real size."""
+def count_parameters(model_config: PretrainedConfig) -> int:
+    """Parameters of a model of this architecture, without allocating them."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(model_config).parameters())
+
+
+def disk_need_mb(config: Config, parameters: int) -> int:
+    """What the checkpoints of a run take at most: weights and two AdamW moments each, for those that are kept, the best
+    one and the one being written; 64 MB for the records."""
+    bytes_per_value = 4 if config.model.master_dtype == "float32" else 2
+    kept = config.checkpoint.keep_last + 1 + (config.checkpoint.best_by is not None)
+    moments = 0 if config.model.lora is not None else 2
+    return 64 + kept * parameters * bytes_per_value * (1 + moments) // 2**20
+
+
+def derived_numbers(prepared: Prepared) -> dict[str, int | float | str]:
+    """The derived table of this run, with the model's real size."""
     c = prepared.model_config
-    with torch.device("meta"):  # counts parameters without allocating them
-        parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(c).parameters())
     head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     facts: dict[str, Any] = {
         "num_train": len(prepared.train),
-        "num_parameters": parameters,
+        "num_parameters": count_parameters(c),
         "vocab_size": c.vocab_size,
         "hidden_size": c.hidden_size,
         "num_layers": c.num_hidden_layers,

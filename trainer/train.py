@@ -6,6 +6,7 @@ Also the torchrun entry: ``python -m trainer.train recipe=NAME key=value ...``.
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import sys
@@ -79,6 +80,7 @@ class Session:
         self.device = choose_device(config)
         if self.device.type == "cpu":
             torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
         if config.hardware.threads is not None:
             torch.set_num_threads(config.hardware.threads)
         self.prepared = prepare(config)
@@ -120,7 +122,7 @@ class Session:
         self.display.close()
         self.folder.close()
 
-    # ---- evaluation ------------------------------------------------------------------------------------------------
+    # ---- evaluation --------------------------------------------------
 
     def evaluate_set(self, name: str) -> tuple[dict[str, Estimate], dict[str, float], list[tuple[Trajectory, Verdict]]]:
         prepared = self.prepared
@@ -166,7 +168,7 @@ class Session:
         wanted = set(ids)
         self.train_examples = [e for e in self.prepared.train if e.id in wanted]
 
-    # ---- checkpoints -----------------------------------------------------------------------------------------------
+    # ---- checkpoints -------------------------------------------------
 
     @property
     def checkpoint_folder(self) -> Path:
@@ -231,8 +233,7 @@ def evaluation_rows(examples: list[Example], rows: list[tuple[Trajectory, Verdic
     ]  # fmt: skip
 
 
-# ---- the run
-# -----------------------------------------------------------------------------------------------------------
+# ---- the run -----------------------------------------------------
 
 
 def train(config: Config) -> Path:
@@ -332,17 +333,27 @@ def summary(session: Session, state: LoopState) -> dict[str, Any]:
     """The contract of ``summary.json`` (docs/run-folder.md)."""
     steps = sorted(state.evaluations)
     before, after = state.evaluations[steps[0]], state.evaluations[steps[-1]]
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
     return {
-        "recipe": session.config.name,
+        "recipe": session.config.recipe,
         "seed": session.config.seed,
         "steps": state.step,
         "wall_seconds": round(state.wall_seconds, 3),
         "tokens_generated": state.tokens_generated,
         "tokens_trained": state.tokens_trained,
-        "peak_memory_mb": round(peak_kib / 1024, 1),
+        "peak_memory_mb": round(peak_memory_mb(), 1),
         "evaluations": {name: {"before": before.get(name), "after": value} for name, value in after.items()},
     }
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's ru_maxrss also counts the process that started this one
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return int(found[1]) / 1024
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _install_sigterm(session: Session) -> None:

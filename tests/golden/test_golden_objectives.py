@@ -45,7 +45,7 @@ def reduced(loss_R, mask, reduce, constant=None):
     return (loss_R.double() * weight_N.repeat_interleave(lengths)).sum()
 
 
-# ---- advantages -----------------------------------------------------------------------------------------------------
+# ---- advantages --------------------------------------------------
 
 
 @pytest.mark.parametrize("record", each("verl_grpo_std", "verl_grpo_nostd_drgrpo"))
@@ -59,7 +59,7 @@ def test_grpo_equals_verl(record):
     torch.testing.assert_close(found, flat(record["outputs"]["advantages"], mask), **CLOSE)
 
 
-# ---- the clipped loss -----------------------------------------------------------------------------------------------
+# ---- the clipped loss --------------------------------------------
 
 VERL_REDUCE = {"token-mean": "token", "seq-mean-token-mean": "sequence"}
 
@@ -173,7 +173,7 @@ def test_k3_keeps_its_value_and_gradient_where_verl_clamps_them():
     assert (torch.tensor(record["outputs"]["grad_logprob"]).flatten()[clamped] == 0).all()
 
 
-# ---- reductions -----------------------------------------------------------------------------------------------------
+# ---- reductions --------------------------------------------------
 
 
 @pytest.mark.parametrize("record", each("verl_agg_loss", "verl_agg_loss_b"))
@@ -217,7 +217,7 @@ def test_a_loss_weighted_by_the_counts_of_the_whole_batch_does_not_depend_on_its
         assert wrong == pytest.approx(record["outputs"][split]["mean_of_micro_token_means"])
 
 
-# ---- mismatch weights and length ------------------------------------------------------------------------------------
+# ---- mismatch weights and length ---------------------------------
 
 
 @pytest.mark.parametrize("record", each("verl_rollout_is_weights", keep=lambda r: not r["inputs"]["batch_normalize"]))

@@ -82,7 +82,7 @@ def fake_flash_attn(monkeypatch):
     return module
 
 
-# ---- the kernels ----------------------------------------------------------------------------------------------------
+# ---- the kernels -------------------------------------------------
 
 
 @pytest.mark.invariance
@@ -155,7 +155,7 @@ def test_flash_is_chosen_on_cuda_in_half_precision_where_it_is_installed_and_now
     del sys.modules["flash_attn"]
 
 
-# ---- packed equals unpacked -----------------------------------------------------------------------------------------
+# ---- packed equals unpacked --------------------------------------
 
 
 @pytest.mark.invariance
@@ -172,7 +172,7 @@ def test_packed_hidden_states_equal_those_of_each_sequence_alone(kind):
         torch.testing.assert_close(piece, expected, atol=1e-5, rtol=0)
 
 
-# ---- the trap -------------------------------------------------------------------------------------------------------
+# ---- the trap ----------------------------------------------------
 
 
 def two_segments(first_token):

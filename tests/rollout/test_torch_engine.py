@@ -112,7 +112,7 @@ def test_greedy_takes_the_mode_of_a_fresh_forward():
     assert untransformed.max() < 1e-4
 
 
-# ---- determinism ----------------------------------------------------------------------------------------------------
+# ---- determinism -------------------------------------------------
 
 
 @pytest.mark.invariance
@@ -175,7 +175,7 @@ def test_results_are_ordered_by_prompt_then_sample():
         assert t.prompt_ids == p.ids
 
 
-# ---- ends of responses ----------------------------------------------------------------------------------------------
+# ---- ends of responses -------------------------------------------
 
 
 def test_a_response_ends_with_its_first_end_token_which_stays_in_the_ids_but_not_in_the_text():
@@ -268,7 +268,7 @@ def test_the_longest_prompts_and_responses_the_engine_was_built_for_go_through_w
     assert len(lengths) > 3
 
 
-# ---- weights --------------------------------------------------------------------------------------------------------
+# ---- weights -----------------------------------------------------
 
 
 def test_new_weights_take_effect_and_their_version_is_stamped():
@@ -306,7 +306,7 @@ def test_after_sleep_the_engine_needs_weights_again():
     assert engine.generate(prompts([6]), 2, PLAIN, seed=31) == before
 
 
-# ---- refusals -------------------------------------------------------------------------------------------------------
+# ---- refusals ----------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [0, 41])

@@ -72,7 +72,7 @@ def test_samples_without_an_answer_have_no_vote():
     assert majority([], []) == 0.0
 
 
-# ---- intervals ------------------------------------------------------------------------------------------------------
+# ---- intervals ---------------------------------------------------
 
 
 def test_the_interval_is_deterministic_in_the_seed_and_holds_the_mean():
@@ -106,7 +106,7 @@ def test_equal_values_have_an_interval_of_no_width():
     assert (found.low, found.value, found.high) == (1.0, 1.0, 1.0)
 
 
-# ---- summaries ------------------------------------------------------------------------------------------------------
+# ---- summaries ---------------------------------------------------
 
 
 def test_metrics_of_full_rows_by_hand():
@@ -147,7 +147,7 @@ def test_an_evaluation_of_faults_only_is_an_error_not_a_zero():
         summarise([[FAULT], [FAULT]], 100, 0)
 
 
-# ---- with an engine -------------------------------------------------------------------------------------------------
+# ---- with an engine ----------------------------------------------
 
 
 def examples(n):

@@ -116,7 +116,7 @@ def test_tied_embeddings_get_the_gradient_of_both_uses():
     assert_same_gradients(found, {n: p.grad for n, p in twin.named_parameters()}, 1e-5)
 
 
-# ---- invariance of the objective ------------------------------------------------------------------------------------
+# ---- invariance of the objective ---------------------------------
 
 REDUCE = {"token": {}, "sequence": {}, "constant": {"objective.constant_tokens": 16}}
 KL = {"no kl": {}} | {k: {"objective.kl": {"coef": 0.3, "estimator": k}} for k in ("k1", "k2", "k3")}
@@ -231,7 +231,7 @@ def test_diagnostics_are_token_means_over_the_included():
     assert metrics["mismatch_weight"] == 1.0
 
 
-# ---- several optimizer steps on one batch ---------------------------------------------------------------------------
+# ---- several optimizer steps on one batch ------------------------
 
 
 def test_old_log_probs_are_those_before_the_update_in_every_mini_batch():
@@ -282,7 +282,7 @@ def test_mini_batches_hold_whole_groups_in_order_and_everyone_once():
     assert sorted(i for part in split_by_group(trajectories, 3) for i in part) == list(range(7))
 
 
-# ---- alarms ---------------------------------------------------------------------------------------------------------
+# ---- alarms ------------------------------------------------------
 
 
 def assert_untouched(learner, before):
@@ -324,7 +324,7 @@ def test_an_engine_log_prob_of_minus_infinity_is_no_reason_to_stop_when_weights_
     assert metrics["mismatch_weight"] <= 1.5
 
 
-# ---- optimizer ------------------------------------------------------------------------------------------------------
+# ---- optimizer ---------------------------------------------------
 
 
 def test_the_learning_rate_warms_up_linearly_and_stays():
@@ -396,7 +396,7 @@ def test_supervised_steps_lower_the_loss_which_is_the_token_mean():
     assert losses[-1] < 0.7 * losses[0]
 
 
-# ---- reference ------------------------------------------------------------------------------------------------------
+# ---- reference ---------------------------------------------------
 
 
 @pytest.mark.parametrize("lora", [{}, LORA], ids=["full", "lora"])
@@ -489,7 +489,7 @@ def test_the_engine_samples_from_the_learners_weights(lora):
         torch.testing.assert_close(torch.tensor(t.logp_sampled), logp, atol=1e-4, rtol=0)
 
 
-# ---- precision ------------------------------------------------------------------------------------------------------
+# ---- precision ---------------------------------------------------
 
 
 def test_bfloat16_compute_keeps_float32_master_weights_and_stays_close():
@@ -513,7 +513,7 @@ def test_bfloat16_master_weights_train_too():
     assert losses[-1] < losses[0]
 
 
-# ---- state ----------------------------------------------------------------------------------------------------------
+# ---- state -------------------------------------------------------
 
 
 def test_a_state_of_another_model_is_refused():

@@ -38,7 +38,7 @@ def in_groups(*groups, lengths=None, finish=None):
     ]
 
 
-# ---- outcomes -------------------------------------------------------------------------------------------------------
+# ---- outcomes ----------------------------------------------------
 
 
 def test_the_total_outcome_is_the_weighted_sum():
@@ -52,7 +52,7 @@ def test_one_source_that_could_not_judge_makes_the_total_unknown_even_at_weight_
     assert torch.isnan(total_outcome(signals, weights)).tolist() == [True, False]
 
 
-# ---- which groups ---------------------------------------------------------------------------------------------------
+# ---- which groups ------------------------------------------------
 
 
 def test_groups_of_equal_rewards_are_dropped_and_counted():
@@ -88,7 +88,7 @@ def test_what_is_scheduled_happens_on_its_steps_and_at_the_end(every, step, expe
     assert due(every, step, 10) is expected
 
 
-# ---- advantages -----------------------------------------------------------------------------------------------------
+# ---- advantages --------------------------------------------------
 
 
 def rollouts(trajectories, reward, signals=None, kept=None):
@@ -162,7 +162,7 @@ def test_nothing_kept_is_an_empty_batch():
     assert (batch.trajectories, batch.advantages) == ([], [])
 
 
-# ---- records and alarms ---------------------------------------------------------------------------------------------
+# ---- records and alarms ------------------------------------------
 
 
 def judged(*statuses):

@@ -39,7 +39,7 @@ def from_path(path, **changes):
     return options(scratch=None, path=path, **({"tokenizer": None} | changes))
 
 
-# ---- tokenizers -----------------------------------------------------------------------------------------------------
+# ---- tokenizers --------------------------------------------------
 
 
 def test_a_tokenizer_without_pad_token_is_refused_with_the_key_to_set(tmp_path):
@@ -72,7 +72,7 @@ def test_a_tokenizer_that_is_not_there_is_named(tmp_path):
     assert "nowhere" in str(caught.value)
 
 
-# ---- models ---------------------------------------------------------------------------------------------------------
+# ---- models ------------------------------------------------------
 
 
 def test_a_scratch_model_has_the_sizes_asked_for_and_is_ready_to_train():
