@@ -37,7 +37,8 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
     path = _find(recipe)
     groups = _groups(path.parent)
     arguments = [argument for text in overrides for argument in _hydra_override(text, groups, where=recipe)]
-    return validate({**_compose(path, arguments), "recipe": path.stem})
+    values = _compose(path, arguments)
+    return validate({**values, "recipe": values.get("recipe") or path.stem})
 
 
 def validate(values: Mapping[str, Any]) -> Config:

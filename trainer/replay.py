@@ -16,7 +16,9 @@ import torch
 
 from rollout.trajectory import Finish, Trajectory
 from trainer.checkpoint import export_hf
+from trainer.config import KLConfig
 from trainer.learner import Learner, NonFiniteError, TrainingBatch
+from trainer.objective import needs_reference
 
 if TYPE_CHECKING:
     from trainer.train import Session
@@ -29,6 +31,8 @@ def write_bundle(session: Session, step: int, batch: TrainingBatch) -> Path:
     trajectories = [asdict(t) | {"finish": str(t.finish)} for t in batch.trajectories]
     torch.save({"trajectories": trajectories, "advantages": batch.advantages, "included": batch.included_N},
                folder / "batch.pt")  # fmt: skip
+    if session.learner.reference is not None:
+        torch.save(session.learner.reference.state_dict(), folder / "reference.pt")
     shutil.copy(session.prepared.run_path / "resolved.yaml", folder / "resolved.yaml")
     return folder
 
@@ -44,11 +48,19 @@ def replay(bundle: Path) -> list[str]:
         update={"path": str(bundle / "hf"), "scratch": None, "tokenizer": None, "lora": None}
     )
     config = config.model_copy(update={"model": model})
+    lines: list[str] = []
+    reference = bundle / "reference.pt"
+    if needs_reference(config.objective.kl) and not reference.exists():
+        lines.append("the KL term is left out: its reference, the base model of the adapter, is not in the bundle")
+        objective = config.objective.model_copy(update={"kl": KLConfig()})
+        config = config.model_copy(update={"objective": objective})
     device = choose_device(config)
     learner = Learner(config, load_policy(model, config.seed, device), device)
+    learner.freeze_reference()
+    if learner.reference is not None:
+        learner.reference.load_state_dict(torch.load(reference, weights_only=True))
     saved = torch.load(bundle / "batch.pt", weights_only=True)
     trajectories = [Trajectory(**(t | {"finish": Finish(t["finish"])})) for t in saved["trajectories"]]
-    lines = []
     bad_weights = [n for n, p in learner.model.named_parameters() if not bool(torch.isfinite(p).all())]
     lines += [f"weight {name} holds non-finite values before the step" for name in bad_weights]
     for trajectory, logp, advantage in zip(

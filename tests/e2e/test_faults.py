@@ -117,7 +117,7 @@ def too_few_examples(path: Path) -> Fault:
 
 
 def train_and_eval_overlap(path: Path) -> Fault:
-    return ["data.eval.0.source.part=train"], ["train", "chain", "share"]
+    return ["data.eval.0.source.part=train"], ["200 evaluation examples", "training example", "part=eval"]
 
 
 def demonstration_missing(path: Path) -> Fault:
