@@ -1,8 +1,11 @@
 """A whole GRPO step (sample, reward, learn, sync) against TRL's GRPOTrainer.
 
 Same model, same prompts, every completion forced to the same number of tokens, a random reward (no group is without
-variance), one optimizer step a batch, no KL term, no gradient checkpointing. Every measurement is a process of its own;
+variance), one optimizer step a batch, no KL term. Every measurement is a process of its own;
 the sides alternate within every round. The first step of a process is not counted.
+
+Our side runs twice: `assay` as the recipe stands, without gradient checkpointing as TRL, and `assay recompute` with
+gradient checkpointing and micro-batches of half the tokens, for machines with less memory.
 
 TRL runs with bf16=True in several settings: float32 master weights, as here, with micro-batches of 8 and of all
 completions, and bfloat16 weights without a master copy, which are faster and not the same numerics.
@@ -49,7 +52,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     }  # fmt: skip
     measured = []
     for number in range(1, options.rounds + 1):
-        for side in ("assay", *(f"trl {setting}" for setting in options.trl)):
+        for side in ("assay", "assay recompute", *(f"trl {setting}" for setting in options.trl)):
             result = _measure(side, asked, options.trl_python)
             measured.append({"round": number, "side": side, **result})
             progress(f"grpo_step round {number} {side}: {result['seconds']} s, peak {result['peak_mb']:.0f} MB")
@@ -61,7 +64,11 @@ def run(options: argparse.Namespace, report: Report) -> None:
 
 def _measure(side: str, asked: dict[str, Any], trl_python: str) -> dict[str, Any]:
     if side == "assay":
-        return run_worker("benchmarks.grpo_step_assay", asked)
+        return run_worker("benchmarks.grpo_step_assay", asked | {"gradient_checkpointing": False})
+    if side == "assay recompute":
+        half = asked["max_tokens_per_microbatch"] // 2
+        lean = {"gradient_checkpointing": True, "max_tokens_per_microbatch": half}
+        return run_worker("benchmarks.grpo_step_assay", asked | lean)
     dtype, microbatch = side.removeprefix("trl ").split(":")
     return run_worker("benchmarks.grpo_step_trl", asked | {"dtype": dtype, "microbatch": int(microbatch)}, trl_python)
 

@@ -23,8 +23,10 @@ from verifiers.options import parse_options
 def measure(options: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(options["threads"])
     torch.use_deterministic_algorithms(True, warn_only=True)  # as `assay train` does on a CPU
+    torch.utils.deterministic.fill_uninitialized_memory = False
     config = recipe(
         f"train.max_tokens_per_microbatch={options['max_tokens_per_microbatch']}",
+        f"model.gradient_checkpointing={str(options['gradient_checkpointing']).lower()}",
         "optim.lr=1e-6",
         "optim.warmup_steps=0",
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data.example import Example
+from data.hub import use_cache_if_unreachable
 from data.rows import Row, RowOptions, require_columns, to_examples
 from verifiers.errors import ConfigError, DataError, did_you_mean
 from verifiers.options import parse_options
@@ -229,6 +230,8 @@ class HubSource:
                 return self._split_of(datasets.DatasetDict.load_from_disk(path), source)
             if local and (Path(path) / "state.json").exists():
                 return datasets.Dataset.load_from_disk(path)
+            if not local:
+                use_cache_if_unreachable()
             return datasets.load_dataset(path, options.name, split=options.split, revision=options.revision)
         except (DatasetsError, OSError, ValueError, RuntimeError) as error:
             raise DataError(

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from data.hub import use_cache_if_unreachable
 from data.sources import resolve_path
 from rollout import attention
 from trainer.config import ModelConfig
@@ -188,6 +189,8 @@ def _locate(origin: str) -> str:
         return str(_from_package(origin))
     if origin.startswith("assets:"):
         return str(resolve_path(origin))
+    if not Path(origin).is_dir():
+        use_cache_if_unreachable()
     return origin
 
 

@@ -80,7 +80,8 @@ class Session:
         self.device = choose_device(config)
         if self.device.type == "cpu":
             torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
+            # the mode would also fill every new tensor; nothing here reads what it did not write
+            torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         if config.hardware.threads is not None:
             torch.set_num_threads(config.hardware.threads)
         self.prepared = prepare(config)
