@@ -90,11 +90,27 @@ def _train(parsed: argparse.Namespace) -> int:
     from trainer.train import StopRequested, train
 
     try:
-        sys.stdout.write(f"{train(config)}\n")
+        path = train(config)
     except StopRequested as stop:
         sys.stderr.write(f"{stop}\n")
         return 128 + signal.SIGTERM
+    for line in _outcome(path / "summary.json"):
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"{path}\n")
     return 0
+
+
+def _outcome(summary: Path) -> list[str]:
+    """What training changed, one line a metric."""
+    if not summary.exists():
+        return []
+    evaluations = json.loads(summary.read_text(encoding="utf-8"))["evaluations"]
+    return [
+        f"{name}: {e['before']['value']:.3f} -> {e['after']['value']:.3f} "
+        f"(95% interval {e['after']['low']:.3f} to {e['after']['high']:.3f})"
+        for name, e in evaluations.items()
+        if e["before"] and e["after"]
+    ]
 
 
 def _check(parsed: argparse.Namespace) -> int:

@@ -188,7 +188,7 @@ class Session:
             "wall_seconds": state.wall_seconds,
             "kept_examples": kept,
         }
-        meta = {"evaluations": {str(s): m for s, m in state.evaluations.items()}, "recipe": self.config.name}
+        meta = {"evaluations": {str(s): m for s, m in state.evaluations.items()}, "recipe": self.config.recipe}
         path = save_checkpoint(
             self.checkpoint_folder, state.step, self.learner, self.learner.policy.tokenizer, content, meta
         )
