@@ -91,19 +91,24 @@ class DecodeState:
     column: int  # where the next token's key is written
 
 
+def check_decodable(config: PretrainedConfig) -> None:
+    """Raise `ModelError` for an architecture that `LlamaDecoder` does not know."""
+    if config.model_type not in SUPPORTED:
+        raise ModelError(
+            f"The torch engine cannot decode architecture '{config.model_type}'.",
+            where="rollout.engine",
+            fix=f"use a model of type {', '.join(SUPPORTED)}",
+        )
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        raise ModelError("The torch engine has no sliding-window attention.", where="rollout.engine",
+                         fix="use a model without sliding_window")  # fmt: skip
+
+
 class LlamaDecoder:
     """Weights of a Llama-family model in decode layout. Raises `ModelError` for architectures it does not know."""
 
     def __init__(self, config: PretrainedConfig, dtype: torch.dtype, device: torch.device, max_positions: int):
-        if config.model_type not in SUPPORTED:
-            raise ModelError(
-                f"The torch engine cannot decode architecture '{config.model_type}'.",
-                where="rollout.engine",
-                fix=f"use a model of type {', '.join(SUPPORTED)}",
-            )
-        if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-            raise ModelError("The torch engine has no sliding-window attention.", where="rollout.engine",
-                             fix="use a model without sliding_window")  # fmt: skip
+        check_decodable(config)
         self.dtype, self.device = dtype, device
         self.num_layers = config.num_hidden_layers
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import errno
 import json
-import os
 import random
 import re
 import shutil
@@ -29,6 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trainer.learner import Learner
+from trainer.records import fsync_path
 from verifiers.errors import RunError
 
 _NAME = re.compile(r"step-(\d{6,})$")
@@ -89,9 +89,9 @@ def save_checkpoint(
         torch.save({"learner": learner_state, "rng": rng_state(), **state}, partial / "state.pt")
         (partial / "meta.json").write_text(json.dumps({"step": step, **meta}, indent=1, sort_keys=True) + "\n")
         for path in sorted(partial.rglob("*")):
-            _fsync(path)
+            fsync_path(path)
         partial.rename(final)
-        _fsync(folder)
+        fsync_path(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise _disk_error(error, final) from error
@@ -110,7 +110,7 @@ def export_hf(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase
     config.use_cache = True
     config._attn_implementation = None
     config.dtype = next(learner.model.parameters()).dtype
-    causal_lm = learner.model.get_base_model() if learner.config.model.lora is not None else learner.model  # type: ignore[operator]
+    causal_lm = learner.causal_lm(learner.model)
     config.architectures = [type(causal_lm).__name__]
     config.save_pretrained(folder)
     generation = copy.deepcopy(causal_lm.generation_config)
@@ -161,14 +161,6 @@ def remove_partial(folder: Path) -> None:
     """Drop what a killed run left half written."""
     for path in folder.glob(".partial-*"):
         shutil.rmtree(path)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _disk_error(error: OSError, path: Path) -> RunError:

@@ -148,6 +148,7 @@ def evaluate_checkpoint(config: Config, checkpoint: str) -> dict[str, Any]:
     from trainer.train import Session
 
     with Session(config, weights=checkpoint) as session:
+        session.engine.load_weights(session.learner.weights(), version=0)
         return {
             f"{name}/{metric}": estimate.as_dict()
             for name in session.prepared.evals

@@ -113,12 +113,13 @@ class Learner:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def _causal_lm(self, model: Any) -> Any:
+    def causal_lm(self, model: Any) -> Any:
+        """The transformers model inside: with LoRA, the one peft wraps."""
         return model.get_base_model() if self.config.model.lora is not None else model
 
     def _logp(self, model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """(log-prob of each response token under softmax(logits / temperature), entropy), both [R]."""
-        causal_lm = self._causal_lm(model)
+        causal_lm = self.causal_lm(model)
         with self._autocast():
             hidden_TE = packed_forward(causal_lm.model, batch, self.varlen)
         hidden_RE = hidden_TE[batch.predict_R].to(self.compute_dtype)
@@ -206,9 +207,8 @@ class Learner:
         try:
             return self._optimizer_step(trajectories, weight_N, token_loss)
         except NonFiniteError as error:
-            raise NonFiniteError(
-                error.what.removesuffix(" is not finite."), [index[i] for i in error.sequences]
-            ) from error
+            error.sequences = [index[i] for i in error.sequences]  # of the batch, not of this mini-batch
+            raise
 
     def supervised_step(self, demonstrations: Sequence[TokenSequence]) -> dict[str, float]:
         """One step of maximum likelihood on the responses, token mean."""
@@ -266,7 +266,7 @@ class Learner:
         """The policy's weights by their plain Hugging Face names, LoRA merged. Full fine-tuning: views, not copies."""
         if self.config.model.lora is None:
             return self.model.state_dict()
-        return merged_lora_weights(self._causal_lm(self.model))
+        return merged_lora_weights(self.causal_lm(self.model))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on."""

@@ -193,8 +193,8 @@ def informative_groups(
 
 
 def first_groups(trajectories: list[Trajectory], kept: list[int], limit: int) -> list[int]:
-    allowed = list(dict.fromkeys(trajectories[i].group for i in kept))[:limit]
-    return [i for i in kept if trajectories[i].group in set(allowed)]
+    allowed = set(list(dict.fromkeys(trajectories[i].group for i in kept))[:limit])
+    return [i for i in kept if trajectories[i].group in allowed]
 
 
 # ---- weigh -------------------------------------------------------

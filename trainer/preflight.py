@@ -23,12 +23,12 @@ from data import (
     load_examples,
     part,
 )
-from rollout.decoder import SUPPORTED
+from rollout.decoder import check_decodable
 from trainer.config import Config, DataPart
 from trainer.derived import derive
 from trainer.models import load_config, load_tokenizer
 from trainer.records import check_writable
-from verifiers.errors import ConfigError, DataError, ModelError
+from verifiers.errors import ConfigError, DataError
 from verifiers.runner import Runner
 
 
@@ -47,6 +47,7 @@ class Prepared:
     config: Config
     tokenizer: PreTrainedTokenizerBase
     model_config: PretrainedConfig
+    num_parameters: int
     runner: Runner
     train: list[Example]
     evals: dict[str, list[Example]]
@@ -80,7 +81,8 @@ def prepare(config: Config) -> Prepared:
     check_writable(run_path, min_free_mb=64)
     tokenizer = load_tokenizer(config.model)
     model_config = load_config(config.model, tokenizer)
-    check_writable(run_path, min_free_mb=disk_need_mb(config, count_parameters(model_config)))
+    num_parameters = count_parameters(model_config)
+    check_writable(run_path, min_free_mb=disk_need_mb(config, num_parameters))
     _check_architecture(config, model_config)
     runner = Runner(
         config.verifier.kind,
@@ -90,14 +92,18 @@ def prepare(config: Config) -> Prepared:
         workers=config.verifier.workers,
     )
     try:
-        return _prepare_data(config, tokenizer, model_config, runner)
+        return _prepare_data(config, tokenizer, model_config, num_parameters, runner)
     except BaseException:
         runner.close()
         raise
 
 
 def _prepare_data(
-    config: Config, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig, runner: Runner
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    model_config: PretrainedConfig,
+    num_parameters: int,
+    runner: Runner,
 ) -> Prepared:
     lines: list[str] = []
     ids: dict[str, list[int]] = {}
@@ -131,7 +137,7 @@ def _prepare_data(
             where="rollout.prompts_per_step",
             fix=f"at most {len(train)}, or more data",
         )
-    return Prepared(config, tokenizer, model_config, runner, train, evals, demonstrations, ids, lines)
+    return Prepared(config, tokenizer, model_config, num_parameters, runner, train, evals, demonstrations, ids, lines)
 
 
 def _load_part(source: DataPart, key: str) -> list[Example]:
@@ -152,12 +158,8 @@ def _check_architecture(config: Config, model_config: PretrainedConfig) -> None:
             where="rollout.max_response_tokens",
             fix=f"lower one of them by {longest - limit}",
         )
-    if config.rollout.engine == "torch" and model_config.model_type not in SUPPORTED:
-        raise ModelError(
-            f"The torch engine cannot decode architecture '{model_config.model_type}'.",
-            where="rollout.engine",
-            fix=f"use a model of type {', '.join(SUPPORTED)}",
-        )
+    if config.rollout.engine == "torch":
+        check_decodable(model_config)
 
 
 def _check_demonstrations(config: Config, examples: Sequence[Example], demonstrations: Sequence[Demonstration]) -> None:
@@ -196,7 +198,7 @@ def derived_numbers(prepared: Prepared) -> dict[str, int | float | str]:
     head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     facts: dict[str, Any] = {
         "num_train": len(prepared.train),
-        "num_parameters": count_parameters(c),
+        "num_parameters": prepared.num_parameters,
         "vocab_size": c.vocab_size,
         "hidden_size": c.hidden_size,
         "num_layers": c.num_hidden_layers,

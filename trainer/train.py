@@ -27,7 +27,6 @@ from rollout.trajectory import Trajectory
 from trainer.advantages.base import ADVANTAGES
 from trainer.checkpoint import (
     checkpoint_step,
-    export_hf,
     list_checkpoints,
     load_checkpoint,
     prune,
@@ -101,7 +100,6 @@ class Session:
             max_response_tokens=max(config.rollout.max_response_tokens, config.eval.max_response_tokens or 0),
             max_rows=config.rollout.max_rows,
         )
-        self.engine.load_weights(self.learner.weights(), version=0)
         context = SourceContext(self.prepared.runner, policy.tokenizer, self.device, config.seed)
         self.sources: list[RewardSource] = []
         for i, part in enumerate(config.sources):
@@ -386,4 +384,4 @@ if __name__ == "__main__":
     sys.exit(main())
 
 
-__all__ = ["Session", "StopRequested", "choose_device", "export_hf", "main", "train"]
+__all__ = ["Session", "StopRequested", "choose_device", "main", "train"]
