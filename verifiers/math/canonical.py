@@ -1,0 +1,70 @@
+"""One text for all spellings of an answer, so that a majority vote can count them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from verifiers.math.evaluate import Precise, Undefined, exact, mp
+from verifiers.math.realsets import is_set_like, pieces_of
+from verifiers.math.scalars import generic_point
+from verifiers.math.syntax import Matrix, Node, Num, Ratio, Rel, Seq, Text, Unit, is_scalar, show, variables
+
+_MAX_CHARS = 400
+_DIGITS = 12
+
+
+def canonical(form: Node | None, text: str) -> str:
+    """Equal answers have equal texts in all but contrived cases: exact values as fractions, other constants to 12
+    digits, expressions by their value at a fixed point. `text` where there is no form."""
+    written = " ".join(text.split()) if form is None else _write(form)
+    return written if len(written) <= _MAX_CHARS else written[:_MAX_CHARS]
+
+
+def _write(node: Node) -> str:
+    if is_set_like(node) and (pieces := pieces_of(node)) is not None:
+        return " U ".join(
+            f"{'[' if low_closed else '('}{_number(low)}, {_number(high)}{']' if high_closed else ')'}"
+            for low, low_closed, high, high_closed in pieces
+        )
+    if is_scalar(node):
+        return _scalar(node)
+    match node:
+        case Text(words):
+            return words.casefold()
+        case Unit(value, unit):
+            return f"{_write(value)} deg" if unit == "deg" else _write(value)
+        case Rel(items, ops) if set(ops) == {"="}:
+            return _write(items[-1]) if len(ops) == 1 and not is_number(items[0]) else show(node)
+        case Seq("list" | "set", items):
+            return "{" + ", ".join(sorted(map(_write, items))) + "}"
+        case Seq(_, items, opening, closing):
+            return opening + ", ".join(map(_write, items)) + closing
+        case Matrix(rows) if len(rows) == 1 or len(rows[0]) == 1:
+            return "(" + ", ".join(_write(entry) for row in rows for entry in row) + ")"
+        case Matrix(rows):
+            return "[" + "; ".join(", ".join(map(_write, row)) for row in rows) + "]"
+        case Ratio(parts):
+            return ":".join(map(_write, parts))
+    return show(node)
+
+
+def is_number(node: Node) -> bool:
+    return isinstance(node, Num)
+
+
+def _scalar(node: Node) -> str:
+    value = exact(node)
+    try:
+        if value is not None:
+            return str(value)
+        names = sorted(variables(node))
+        number = _number(Precise(generic_point(names)).value(node))
+    except (Undefined, ValueError):  # no value, or too many digits to print
+        return show(node)
+    return f"[{' '.join(names)}] {number}" if names else number
+
+
+def _number(value: Any) -> str:
+    if mp.isinf(value):
+        return "oo" if value > 0 else "-oo"
+    return str(mp.nstr(value, _DIGITS))
