@@ -1,11 +1,9 @@
 """Advantages, losses, KL, reductions and weights against vectors recorded from verl and TRL (see README.md here)."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests.golden.vectors import CLOSE, each, flat, layout, records, reduced
 from trainer.advantages.base import AdvantageInputs
 from trainer.advantages.grpo import ADVANTAGES, GrpoOptions
 from trainer.config import MismatchConfig
@@ -14,35 +12,6 @@ from trainer.losses.ppo_clip import PpoClipOptions, ppo_clip_loss
 from trainer.objective import kl_penalty, mismatch_weights, sequence_weights, soft_overlong_penalty
 
 pytestmark = pytest.mark.golden
-
-HERE = Path(__file__).parent
-CLOSE = {"rtol": 1e-5, "atol": 1e-6}
-
-
-def records(file):
-    return json.loads((HERE / f"{file}.json").read_text(encoding="utf-8"))
-
-
-def each(*files, keep=lambda r: True):
-    """One test parameter a record."""
-    return [pytest.param(r, id=f"{f}-{r.get('case', i)}") for f in files for i, r in enumerate(records(f)) if keep(r)]
-
-
-def flat(values, mask):
-    """A padded [B, T] list -> the tokens under the mask, end to end [R]."""
-    return torch.tensor(values)[mask]
-
-
-def layout(mask_rows):
-    """(mask [B, T], lengths [B], segment of each token [R])."""
-    mask = torch.tensor(mask_rows).bool()
-    return mask, mask.sum(1), torch.arange(len(mask)).repeat_interleave(mask.sum(1))
-
-
-def reduced(loss_R, mask, reduce, constant=None):
-    lengths = mask.sum(1)
-    weight_N = sequence_weights(lengths, torch.ones(len(lengths), dtype=torch.bool), reduce, constant)
-    return (loss_R.double() * weight_N.repeat_interleave(lengths)).sum()
 
 
 # ---- advantages --------------------------------------------------

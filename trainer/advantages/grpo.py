@@ -12,11 +12,10 @@ Shapes: N trajectories, R response tokens.
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from trainer.advantages.base import ADVANTAGES, AdvantageEstimator, AdvantageInputs, group_mean
+from trainer.advantages.base import ADVANTAGES, AdvantageEstimator, AdvantageInputs, group_baseline, group_std, spread
 from verifiers.options import Options
 
 
@@ -30,19 +29,14 @@ class GrpoOptions(Options):
 
 def grpo_advantage(reward_N: Tensor, group_N: Tensor, options: GrpoOptions) -> Tensor:
     """One advantage a trajectory [N]."""
-    mean_N, size_N = group_mean(reward_N, group_N)
-    single_N = size_N == 1
-    centred_N = reward_N - torch.where(single_N, torch.zeros_like(mean_N), mean_N)
+    centred_N = reward_N - group_baseline(reward_N, group_N)
     if not options.normalize_std:
         return centred_N
-    mean_square_N, _ = group_mean(centred_N**2, group_N)
-    variance_N = mean_square_N * size_N / (size_N - options.ddof).clamp(min=1)
-    std_N = torch.where(single_N, torch.ones_like(variance_N), variance_N.sqrt())
-    return centred_N / (std_N + options.eps)
+    return centred_N / (group_std(reward_N, group_N, options.ddof) + options.eps)
 
 
 def _compute(inputs: AdvantageInputs, options: GrpoOptions) -> Tensor:
-    return grpo_advantage(inputs.reward_N, inputs.group_N, options).repeat_interleave(inputs.length_N)
+    return spread(grpo_advantage(inputs.reward_N, inputs.group_N, options), inputs)
 
 
 ADVANTAGES.register("grpo")(AdvantageEstimator(GrpoOptions, _compute))  # type: ignore[arg-type]

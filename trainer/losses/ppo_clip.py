@@ -5,7 +5,8 @@
 
 Papers: PPO arXiv:1707.06347 eq. 7; clip-higher DAPO arXiv:2503.14476 eq. 10; dual clip arXiv:1912.09729 eq. 5.
 Reference: volcengine/verl b178a3cd, `core_algos.py`, `compute_policy_loss_vanilla` (its dual clip is on with 3.0; ours
-is off unless the recipe sets it). As there, the log-ratio is clamped to [-20, 20] before the exponential.
+is off unless the recipe sets it). As there, the log-ratio is clamped to [-20, 20] before the exponential. TRL's `delta`
+(two-sided clipping, INTELLECT-2) is `dual_clip` as long as it is at least 1 + clip_high.
 
 Shapes: R response tokens.
 """
@@ -16,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from trainer.losses.base import LOSSES, LossInputs, PolicyLoss
+from trainer.losses.base import LOSSES, LossInputs, PolicyLoss, clipped_surrogate, token_ratio
 from verifiers.options import Options
 
 
@@ -27,15 +28,9 @@ class PpoClipOptions(Options):
 
 
 def ppo_clip_loss(inputs: LossInputs, options: PpoClipOptions) -> tuple[Tensor, dict[str, Tensor]]:
-    log_ratio_R = (inputs.logp_R - inputs.old_logp_R).clamp(-20.0, 20.0)
-    ratio_R = log_ratio_R.exp()
-    unclipped_R = -inputs.advantage_R * ratio_R
-    clipped_R = -inputs.advantage_R * ratio_R.clamp(1 - options.clip_low, 1 + options.clip_high)
-    loss_R = torch.maximum(unclipped_R, clipped_R)
-    diagnostics = {
-        "clip_fraction": (clipped_R > unclipped_R).float(),
-        "approx_kl": -log_ratio_R.detach(),
-    }
+    ratio_R, log_ratio_R = token_ratio(inputs)
+    loss_R, clipped_R = clipped_surrogate(ratio_R, inputs.advantage_R, 1 - options.clip_low, 1 + options.clip_high)
+    diagnostics = {"clip_fraction": clipped_R, "approx_kl": -log_ratio_R.detach()}
     if options.dual_clip is not None:
         bound_R = -inputs.advantage_R * options.dual_clip
         negative_R = inputs.advantage_R < 0
