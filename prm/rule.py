@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -31,17 +31,26 @@ class RuleSource:
     def __init__(self, options: RuleSource.Options, context: SourceContext):
         self.options, self.runner = options, context.runner
 
-    def score(self, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> Signal:
+    def start(self, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> Callable[[], Signal]:
+        """Hand the responses to the verifier and return at once; the function returned waits for the verdicts."""
         cut = [t.finish == Finish.LENGTH and self.options.truncated == "wrong" for t in trajectories]
         requests = [
             VerifyRequest(t.text, e.gold, e.meta, e.id)
             for t, e, is_cut in zip(trajectories, examples, cut, strict=True)
             if not is_cut
         ]
-        judged = iter(self.runner.verify(requests))
-        verdicts = [TRUNCATED if is_cut else next(judged) for is_cut in cut]
-        outcome = [float("nan") if v.score is None else v.score for v in verdicts]
-        return Signal(torch.tensor(outcome, dtype=torch.float32), labels={"verdict": verdicts})
+        wait = self.runner.submit(requests)
+
+        def finish() -> Signal:
+            judged = iter(wait())
+            verdicts = [TRUNCATED if is_cut else next(judged) for is_cut in cut]
+            outcome = [float("nan") if v.score is None else v.score for v in verdicts]
+            return Signal(torch.tensor(outcome, dtype=torch.float32), labels={"verdict": verdicts})
+
+        return finish
+
+    def score(self, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> Signal:
+        return self.start(trajectories, examples)()
 
     def learn(self, trajectories: Sequence[Trajectory], signal: Signal) -> dict[str, float]:
         return {}

@@ -71,6 +71,10 @@ class RewardSource(Protocol):
 
     A source is built as ``Source(options, context)``; `options` is an instance of its nested pydantic model `Options`
     (so a recipe's typos are caught before compute) and `context` a `SourceContext`.
+
+    A source that judges elsewhere may also have ``start(trajectories, examples) -> Callable[[], Signal]``, which
+    returns at once: the loop calls it with each group as soon as it is generated, and the functions it returned when
+    all are. Sources without it are asked with `score` when all groups are generated.
     """
 
     def score(self, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> Signal:

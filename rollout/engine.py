@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -34,16 +34,27 @@ class Prompt:
     ids: list[int]
 
 
+OnGroup = Callable[[list[Trajectory]], None]
+
+
 @runtime_checkable
 class Engine(Protocol):
     """Samples from the weights it was last given."""
 
     def generate(
-        self, prompts: Sequence[Prompt], samples_per_prompt: int, sampling: SamplingParams, seed: int
+        self,
+        prompts: Sequence[Prompt],
+        samples_per_prompt: int,
+        sampling: SamplingParams,
+        seed: int,
+        on_group: OnGroup | None = None,
     ) -> list[Trajectory]:
         """`samples_per_prompt` trajectories for each prompt, ordered by prompt, then sample. The same seed, example
         ids and weights give the same trajectories; each row has its own random stream, so the batch around it does not
-        matter (beyond the rounding of the backend's matrix products)."""
+        matter (beyond the rounding of the backend's matrix products).
+
+        on_group: called with the trajectories of a prompt, ordered by sample, as soon as the last of them has ended,
+        while others are being generated. Groups come in the order they end; generation waits for the call."""
         ...
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rollout.decoder import DecodeState, LlamaDecoder
-from rollout.engine import ENGINES, Prompt, SamplingParams, row_seed
+from rollout.engine import ENGINES, OnGroup, Prompt, SamplingParams, row_seed
 from rollout.sampling import greedy_tokens, sample_tokens
 from rollout.trajectory import Finish, Trajectory
 from verifiers.errors import ModelError, RunError
@@ -83,7 +83,12 @@ class TorchEngine:
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Prompt], samples_per_prompt: int, sampling: SamplingParams, seed: int
+        self,
+        prompts: Sequence[Prompt],
+        samples_per_prompt: int,
+        sampling: SamplingParams,
+        seed: int,
+        on_group: OnGroup | None = None,
     ) -> list[Trajectory]:
         """See `rollout.engine.Engine`."""
         if not self.decoder.layers:
@@ -92,12 +97,18 @@ class TorchEngine:
         if not prompts:
             return []
         batch = _Batch(self, prompts, samples_per_prompt, sampling, seed)
-        finished: list[_Row] = []
+        groups: list[list[Trajectory]] = [[] for _ in prompts]
         while batch.admit():
             batch.run_steps()
-            finished += batch.collect_finished()
-        finished.sort(key=lambda row: (row.prompt, row.sample))
-        return [self._trajectory(prompts[row.prompt], row) for row in finished]
+            for row in batch.collect_finished():
+                group = groups[row.prompt]
+                group.append(self._trajectory(prompts[row.prompt], row))
+                if len(group) == samples_per_prompt:
+                    group.sort(key=lambda trajectory: trajectory.sample)
+                    if on_group is not None:
+                        with torch.inference_mode(False):
+                            on_group(list(group))
+        return [trajectory for group in groups for trajectory in group]
 
     def _check_lengths(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
         if sampling.max_response_tokens > self.max_response_tokens:

@@ -1,12 +1,14 @@
 """The command `assay`. Heavy imports happen inside the commands, so that the light ones answer at once.
 
-Exit codes: 0 done; 1 `doctor` found a problem; 2 an error with a message for the user; 130 interrupted; 143 stopped
-by SIGTERM after saving a checkpoint.
+Exit codes: 0 done; 1 `doctor` found a problem, `verify` could not judge its one response, or what a `bench` must show
+does not hold; 2 an error with a message for the user; 130 interrupted; 143 stopped by SIGTERM after saving a
+checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import signal
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 Command = Callable[[argparse.Namespace], int]
 
 TRACEBACK_VARIABLE = "ASSAY_TRACEBACK"
+_BENCHES = {"math": "verifiers.math.bench", "iou": "verifiers.visual.bench"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,6 +71,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("doctor", _doctor, "Say what works on this machine: versions, devices, extras, shadowed packages.")
     replay = add("replay", _replay, "Repeat the step that an alarm stopped, from its bundle.")
     replay.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that the alarm wrote")
+    bench = add("bench", _bench, "Measure a verifier on labelled cases, beside other graders.")
+    bench.add_argument("suite", metavar="SUITE", choices=sorted(_BENCHES), help=" or ".join(sorted(_BENCHES)))
+    bench.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="see `assay bench SUITE --help`")
+    _add_verifier_commands(commands)
 
     parsed, rest = parser.parse_known_args(arguments)
     # argparse does not take further positional arguments after an option; overrides may stand there.
@@ -77,6 +84,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if rest:
         parsed.overrides = [*parsed.overrides, *rest]
     return parsed
+
+
+def _add_verifier_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    try:
+        from verifiers.cli import add_commands
+    except ImportError:  # another package hides ours: `main` says so, and `doctor` must still answer
+        return
+    add_commands(commands)
 
 
 def _load(parsed: argparse.Namespace) -> Config:
@@ -160,6 +175,10 @@ def _replay(parsed: argparse.Namespace) -> int:
     for line in replay(parsed.bundle):
         sys.stdout.write(f"{line}\n")
     return 0
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    return importlib.import_module(_BENCHES[parsed.suite]).main(parsed.arguments)
 
 
 if __name__ == "__main__":

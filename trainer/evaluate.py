@@ -6,7 +6,7 @@ Shapes: P prompts, K samples a prompt.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,8 +118,14 @@ def evaluate(
     )
     prompts = [Prompt(e.id, p, prompt_ids[e.id]) for p, e in enumerate(examples)]
     k = options.samples_per_prompt
-    trajectories = engine.generate(prompts, k, sampling, derive_seed(config.seed, "eval", name))
-    verdicts = verify_trajectories(runner, trajectories, [examples[t.group] for t in trajectories])
+    waits: dict[int, Callable[[], list[Verdict]]] = {}
+
+    def on_group(group: list[Trajectory]) -> None:
+        waits[group[0].group] = start_verifying(runner, group, [examples[t.group] for t in group])
+
+    seed = derive_seed(config.seed, "eval", name)
+    trajectories = engine.generate(prompts, k, sampling, seed, on_group)
+    verdicts = [verdict for p in range(len(prompts)) for verdict in waits[p]()]
     rows = [verdicts[p * k : (p + 1) * k] for p in range(len(examples))]
     metrics = summarise(rows, options.bootstrap_samples, derive_seed(config.seed, "bootstrap", name))
     total = len(verdicts)
@@ -133,14 +139,25 @@ def verify_trajectories(
 ) -> list[Verdict]:
     """Verdicts of evaluation samples. A response that hit the limit is judged like any other, but never right: an
     answer that was not finished is not an answer."""
+    return start_verifying(runner, trajectories, examples)()
+
+
+def start_verifying(
+    runner: Runner, trajectories: Sequence[Trajectory], examples: Sequence[Example]
+) -> Callable[[], list[Verdict]]:
+    """`verify_trajectories` that returns at once; the function returned waits for the verdicts."""
     requests = [VerifyRequest(t.text, e.gold, e.meta, e.id) for t, e in zip(trajectories, examples, strict=True)]
-    verdicts = runner.verify(requests)
-    return [
-        Verdict(0.0, Status.TRUNCATED, v.evidence, v.milliseconds)
-        if t.finish == Finish.LENGTH and v.score is not None
-        else v
-        for t, v in zip(trajectories, verdicts, strict=True)
-    ]
+    wait = runner.submit(requests)
+
+    def finish() -> list[Verdict]:
+        return [
+            Verdict(0.0, Status.TRUNCATED, v.evidence, v.milliseconds, parts=v.parts)
+            if t.finish == Finish.LENGTH and v.score is not None
+            else v
+            for t, v in zip(trajectories, wait(), strict=True)
+        ]
+
+    return finish
 
 
 def evaluate_checkpoint(config: Config, checkpoint: str) -> dict[str, Any]:

@@ -12,19 +12,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from data.example import Example
 from data.sampler import Sampler
-from prm.signal import Signal
-from rollout.engine import Prompt, SamplingParams, derive_seed
-from rollout.trajectory import Finish, Trajectory
+from rollout.trajectory import Finish
 from trainer.advantages.base import AdvantageInputs
+from trainer.collect import Rollouts, collect
 from trainer.learner import NonFiniteError, TrainingBatch
 from trainer.objective import soft_overlong_penalty
 from trainer.replay import write_bundle
 from verifiers.errors import RunError
-from verifiers.verdict import Status, Verdict
+from verifiers.verdict import Status
 
 if TYPE_CHECKING:
     from trainer.train import Session
@@ -43,26 +40,6 @@ class LoopState:
     tokens_generated: int = 0
     tokens_trained: int = 0
     wall_seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class Rollouts:
-    """All trajectories of a step with what the sources said. reward_N: weighted sum of outcomes, NaN where any source
-    could not judge. kept: indices of the trajectories that are trained on, whole groups in order."""
-
-    trajectories: list[Trajectory]
-    examples: list[Example]
-    signals: list[Signal]
-    reward_N: Tensor
-    kept: list[int]
-    refills: int
-    groups: int
-    flat_groups: int
-
-    @property
-    def verdicts(self) -> list[Verdict]:
-        """The rule verdicts, if a source gives any."""
-        return next((s.labels["verdict"] for s in self.signals if "verdict" in s.labels), [])
 
 
 class StopRequested(Exception):
@@ -110,6 +87,7 @@ def run_steps(session: Session, state: LoopState) -> None:
                 metrics |= session.evaluate_all(state)
         warn(session, metrics)
         session.folder.append_metrics(state.step, metrics)
+        clock.seconds |= {"verify_s": rollouts.verify_s, "verify_wait_s": rollouts.verify_wait_s}
         timings = clock.timings(sum(t.num_response_tokens for t in rollouts.trajectories))
         session.folder.append_timings(state.step, timings)
         session.display.update(state.step, metrics, timings)
@@ -131,70 +109,6 @@ def save_and_stop(session: Session, state: LoopState, started: float) -> None:
     state.wall_seconds += time.monotonic() - started
     path = session.save(state)
     raise StopRequested(f"stopped by SIGTERM after step {state.step}; saved {path}; the same command resumes")
-
-
-# ---- sample and judge --------------------------------------------
-
-
-def collect(session: Session, state: LoopState) -> Rollouts:
-    """Groups for one step: sample, judge, drop what teaches nothing, refill as often as the recipe allows."""
-    config, train = session.config, session.train_examples
-    rollout, zero_variance = config.rollout, config.objective.zero_variance
-    sampling = SamplingParams(rollout.max_response_tokens, rollout.temperature, rollout.top_p, tuple(rollout.stop))
-    trajectories: list[Trajectory] = []
-    examples: list[Example] = []
-    parts: list[list[Signal]] = []
-    rewards: list[Tensor] = []
-    kept: list[int] = []
-    flat_groups = refills = 0
-    for attempt in range(1 + zero_variance.max_refills):
-        refills = attempt
-        drawn = [train[i] for i in state.sampler.next(rollout.prompts_per_step)]
-        offset = attempt * rollout.prompts_per_step
-        prompts = [Prompt(e.id, offset + p, session.prepared.prompt_ids[e.id]) for p, e in enumerate(drawn)]
-        seed = derive_seed(config.seed, "rollout", state.step, attempt)
-        new = session.engine.generate(prompts, rollout.samples_per_prompt, sampling, seed)
-        asked = [drawn[t.group - offset] for t in new]
-        signals = [source.score(new, asked) for source in session.sources]
-        reward_N = total_outcome(signals, [part.weight for part in config.sources])
-        if config.train.shuffle_rewards:
-            generator = torch.Generator().manual_seed(derive_seed(config.seed, "shuffle", state.step, attempt))
-            reward_N = reward_N[torch.randperm(len(reward_N), generator=generator)]
-        groups, flat = informative_groups(new, reward_N, zero_variance.drop)
-        flat_groups += flat
-        kept += [len(trajectories) + i for group in groups for i in group]
-        trajectories += new
-        examples += asked
-        parts.append(signals)
-        rewards.append(reward_N)
-        if len({trajectories[i].group for i in kept}) >= rollout.prompts_per_step:
-            break
-    kept = first_groups(trajectories, kept, rollout.prompts_per_step)
-    merged = [Signal.concat([p[s] for p in parts]) for s in range(len(session.sources))]
-    total_groups = (refills + 1) * rollout.prompts_per_step
-    return Rollouts(trajectories, examples, merged, torch.cat(rewards), kept, refills, total_groups, flat_groups)
-
-
-def total_outcome(signals: list[Signal], weights: list[float]) -> Tensor:
-    """Weighted sum of the sources' outcomes [N]; NaN as soon as one of them could not judge."""
-    return torch.stack([w * s.outcome_N for w, s in zip(weights, signals, strict=True)]).sum(0)
-
-
-def informative_groups(
-    trajectories: list[Trajectory], reward_N: Tensor, drop_zero_variance: bool
-) -> tuple[list[list[int]], int]:
-    """(groups of judged trajectories worth training on, number of groups whose rewards are all equal)."""
-    groups: dict[int, list[int]] = {}
-    for i, trajectory in enumerate(trajectories):
-        if not torch.isnan(reward_N[i]):
-            groups.setdefault(trajectory.group, []).append(i)
-    flat = {g for g, index in groups.items() if len({float(reward_N[i]) for i in index}) == 1}
-    return [index for g, index in groups.items() if not (drop_zero_variance and g in flat)], len(flat)
-
-
-def first_groups(trajectories: list[Trajectory], kept: list[int], limit: int) -> list[int]:
-    allowed = set(list(dict.fromkeys(trajectories[i].group for i in kept))[:limit])
-    return [i for i in kept if trajectories[i].group in allowed]
 
 
 # ---- weigh -------------------------------------------------------
@@ -288,6 +202,7 @@ def trajectory_rows(rollouts: Rollouts, batch: TrainingBatch) -> list[dict[str, 
         if verdicts:
             v = verdicts[i]
             row["verdict"] = {"status": str(v.status), "score": v.score, "answer": v.answer, "evidence": v.evidence,
+                              "parts": dict(v.parts),
                               "milliseconds": round(v.milliseconds, 3)}  # fmt: skip
         rows.append(row)
     return rows

@@ -227,7 +227,8 @@ def evaluation_rows(examples: list[Example], rows: list[tuple[Trajectory, Verdic
     return [
         {"example_id": t.example_id, "sample": t.sample, "prompt": examples[t.group].question, "response": t.text,
          "gold": examples[t.group].gold, "finish": str(t.finish), "tokens": t.num_response_tokens,
-         "verdict": {"status": str(v.status), "score": v.score, "answer": v.answer, "evidence": v.evidence}}
+         "verdict": {"status": str(v.status), "score": v.score, "answer": v.answer, "evidence": v.evidence,
+                     "parts": dict(v.parts)}}
         for t, v in rows
     ]  # fmt: skip
 

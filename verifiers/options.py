@@ -33,10 +33,10 @@ def parse_options(model: type[M], values: Mapping[str, Any], key: str = "") -> M
     except ValidationError as error:
         problems = [_explain(model, problem, key) for problem in error.errors(include_url=False)]
     raise ConfigError(
-        "The recipe cannot be run as written:\n" + "\n".join(f"  - {p}" for p in problems),
+        "This configuration cannot be used as written:\n" + "\n".join(f"  - {p}" for p in problems),
         where=key or None,
         why="a key that is silently ignored or converted would train something else than what you asked for",
-        fix="correct the keys above; `assay check RECIPE` validates without training",
+        fix="correct the keys above; `assay check RECIPE` validates a recipe without training",
     )
 
 

@@ -1,50 +1,38 @@
 """Worker processes that can be killed: a hard wall-clock limit, a memory cap, and a crash that costs one call only.
 
-Each worker is ``python -m verifiers.worker`` and talks length-prefixed JSON over its standard pipes (no pickle, nothing
-of `multiprocessing`, no signal handlers or alarms), so a pool behaves the same in the main thread, in other threads,
-under asyncio (`asyncio.to_thread`) and in a forked child, which starts workers of its own. POSIX only.
+Each worker is ``python -m verifiers.worker`` (see `verifiers.process`). One thread of the parent talks to all of them,
+so a pool behaves the same in the main thread, in other threads, under asyncio and in a forked child, which starts
+workers of its own.
 
-One thread per worker waits for it. Calls of all users queue first in, first out; waiting in the queue and starting a
-worker do not count against a call's time limit.
+Calls are pipelined: a worker is handed about `_AHEAD_S` of work at once and answers each call by itself. The limit of a
+call runs from the moment the worker turned to it: its arrival, or the answer before it. When a worker is killed or
+dies, the call it was at is charged, and those it had not begun go to other workers. Concurrent callers take turns.
+Waiting for a turn and starting a worker do not count against a call's limit.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
+import asyncio
 import os
+import queue
 import select
-import signal
-import struct
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from verifiers.errors import VerifierError
+from verifiers.process import Ending, WorkerProcess, encode
 
-HEADER = struct.Struct(">I")
-MAX_FRAME_BYTES = 64 * 2**20
 STARTUP_TIMEOUT_S = 60.0
-_STDERR_TAIL_BYTES = 2_000
-_STDERR_MAX_BYTES = 2**20
-_READ_BYTES = 2**16
-
-
-class Ending(StrEnum):
-    REPLY = "reply"
-    TIMEOUT = "timeout"  # no reply within the limit; the worker was killed
-    MEMORY = "memory"  # killed from outside, which is what the kernel does when memory runs out
-    CRASH = "crash"  # the worker died
+_AHEAD_S = 0.01  # work handed to a worker at once: much more than a round trip, little enough to share out
+_MAX_AHEAD = 128
+_NAP_S = (0.0005, 0.003)  # least and longest pause between two looks at cheap answers
+_FIRST_GUESS_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,117 +45,391 @@ class CallResult:
     milliseconds: float = 0.0
 
 
-def encode(message: Mapping[str, Any]) -> bytes:
-    """One frame: big-endian 32-bit length, then JSON. Raises TypeError or ValueError for other than plain JSON data."""
-    body = json.dumps(message).encode()
-    if len(body) > MAX_FRAME_BYTES:
-        raise ValueError(f"a message of {len(body)} bytes exceeds the limit of {MAX_FRAME_BYTES}")
-    return HEADER.pack(len(body)) + body
+Finished = list[tuple[int, CallResult]]
 
 
 class Pool:
     """Up to `workers` processes, started on first need with the message `setup` and reused until `close`.
 
-    timeout_s: wall seconds for one call. key: the recipe key, for messages.
+    timeout_s: wall seconds for one call. key: the recipe key, for messages. Thread safe. Every way to make calls takes
+    frames from `encode`, raises `VerifierError` if a worker cannot start, and RuntimeError once the pool is closed.
     """
 
     def __init__(self, setup: Mapping[str, Any], *, timeout_s: float, workers: int, key: str):
-        self._setup = encode(setup)
-        self._timeout_s, self._num_workers, self._key = timeout_s, workers, key
-        self._live: set[_Worker] = set()
-        self._idle: deque[_Worker] = deque()
+        self._make = lambda: _Dispatcher(encode(setup), timeout_s, workers, key)
         self._lock = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None
+        self._dispatcher: _Dispatcher | None = None
+        self._finalizer: weakref.finalize | None = None
         self._closed = False
-        self._finalizer = weakref.finalize(self, _kill_all, self._live)  # also runs at interpreter exit
         _POOLS.add(self)
 
-    def run(self, frames: Sequence[bytes]) -> list[CallResult]:
-        """Make the calls (frames from `encode`) and return their results in order. Thread safe.
+    def submit(self, frames: Sequence[bytes]) -> Callable[[], list[CallResult]]:
+        """Start the calls and return at once; the function returned waits for their results, in order."""
+        job = _Job(frames)
+        self._start(job)
+        return job.wait
 
-        Raises `VerifierError` if a worker cannot start.
-        """
-        with self._lock:
-            self._require_open()
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(self._num_workers, thread_name_prefix="verifier-pool")
-            executor = self._executor
-        return list(executor.map(self._call, frames))
+    def run(self, frames: Sequence[bytes]) -> list[CallResult]:
+        """Make the calls and return their results in order."""
+        return self.submit(frames)()
+
+    def stream(self, frames: Sequence[bytes]) -> Iterator[tuple[int, CallResult]]:
+        """(index, result) of each call as it ends. Calls not begun are withdrawn when the iterator is closed."""
+        batches: queue.SimpleQueue[Finished] = queue.SimpleQueue()
+        job = _Job(frames, batches.put)
+        self._start(job)
+        try:
+            left = len(frames)
+            while left:
+                batch = batches.get()
+                if not batch:
+                    job.wait()  # raises
+                yield from batch
+                left -= len(batch)
+        finally:
+            job.cancelled = True
+
+    async def arun(self, frames: Sequence[bytes]) -> list[CallResult]:
+        """`run` without blocking the event loop. Calls not begun are withdrawn when the task is cancelled."""
+        results: list[CallResult | None] = [None] * len(frames)
+        async for i, result in self.astream(frames):
+            results[i] = result
+        return [result for result in results if result is not None]
+
+    async def astream(self, frames: Sequence[bytes]) -> AsyncIterator[tuple[int, CallResult]]:
+        """`stream` without blocking the event loop."""
+        loop = asyncio.get_running_loop()
+        batches: asyncio.Queue[Finished] = asyncio.Queue()
+
+        def hand_over(batch: Finished) -> None:
+            with suppress(RuntimeError):  # the event loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(batches.put_nowait, batch)
+
+        job = _Job(frames, hand_over)
+        self._start(job)
+        try:
+            left = len(frames)
+            while left:
+                batch = await batches.get()
+                if not batch:
+                    job.wait()  # raises
+                for item in batch:
+                    yield item
+                left -= len(batch)
+        finally:
+            job.cancelled = True
+
+    def warm(self) -> None:
+        """Start all workers and wait until they are ready."""
+        job = _Job([])
+        self._start(job, warm=True)
+        job.wait()
 
     def close(self) -> None:
         """Kill the workers. Calls under way in other threads raise RuntimeError."""
         with self._lock:
             self._closed = True
-            executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown(wait=False, cancel_futures=True)
-        for worker in list(self._live):
-            worker.end()  # its thread, if one is waiting for it, wakes up and closes the pipes
-        if executor is not None:
-            executor.shutdown(wait=True)
-        _kill_all(self._live)
-        self._idle.clear()
+            if self._finalizer is not None:
+                self._finalizer()
 
-    def _require_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("this verifier pool is closed")
+    def _start(self, job: _Job, warm: bool = False) -> None:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this verifier pool is closed")
+            if self._dispatcher is None or self._dispatcher.is_over:
+                self._dispatcher = self._make()
+                self._finalizer = weakref.finalize(self, self._dispatcher.stop)  # also runs at interpreter exit
+            self._dispatcher.submit(job, warm)
 
-    def _call(self, frame: bytes) -> CallResult:
-        worker = self._idle_worker() or self._start_worker()
-        started = time.monotonic()
-        keep = False
-        try:
-            worker.send(frame, started + self._timeout_s)
-            reply = worker.receive(started + self._timeout_s)
-            keep = not reply.get("retire", False)
-            return CallResult(Ending.REPLY, reply, milliseconds=1000 * (time.monotonic() - started))
-        except TimeoutError:
-            ending, detail = Ending.TIMEOUT, f"no verdict within {self._timeout_s:g} s"
-        except (EOFError, OSError, ValueError):
-            self._require_open()  # else it was `close` that killed it
-            ending, detail = worker.describe_death()
-        finally:
-            if keep:
-                worker.trim_stderr()
-                self._idle.append(worker)
-            else:
-                self._discard(worker)
-        return CallResult(ending, detail=detail, milliseconds=1000 * (time.monotonic() - started))
+    def _forget_workers(self) -> None:
+        """In a forked child: the workers, the thread and the locks are the parent's."""
+        self._lock = threading.Lock()
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        if self._dispatcher is not None:
+            self._dispatcher.abandon()
+        self._dispatcher = self._finalizer = None
 
-    def _idle_worker(self) -> _Worker | None:
-        while True:
-            try:
-                worker = self._idle.pop()
-            except IndexError:
-                return None
-            if worker.process.poll() is None:
-                return worker
-            self._discard(worker)  # it died between calls: no call has to pay for that
 
-    def _start_worker(self) -> _Worker:
-        deadline = time.monotonic() + STARTUP_TIMEOUT_S
-        worker = None
-        try:
-            with self._lock:
-                self._require_open()
-                worker = _Worker()
-                self._live.add(worker)
-            worker.send(self._setup, deadline)
-            worker.receive(deadline)
-            return worker
-        except (EOFError, OSError, ValueError) as error:
-            self._require_open()
-            raise self._start_error(worker, error) from error
+class _Job:
+    """The calls of one caller. hand_over: is given each batch of finished calls as it comes, and an empty one when the
+    job failed; None collects."""
 
-    def _start_error(self, worker: _Worker | None, error: Exception) -> VerifierError:
-        if worker is None:
-            cause = str(error)
-        elif isinstance(error, TimeoutError):
-            cause = f"not ready within {STARTUP_TIMEOUT_S:g} s; {worker.stderr_tail()}"
-            self._discard(worker)
+    def __init__(self, frames: Sequence[bytes], hand_over: Callable[[Finished], None] | None = None):
+        self.pending = deque(enumerate(frames))
+        self.cancelled = False
+        self._left = len(frames)
+        self._results: list[CallResult | None] = [None] * (0 if hand_over else len(frames))
+        self._hand_over = hand_over
+        self._ended = threading.Event()
+        self._error: Exception | None = None
+
+    def deliver(self, finished: Finished) -> None:
+        if self._ended.is_set():
+            return
+        self._left -= len(finished)
+        if self._hand_over is not None:
+            self._hand_over(finished)
         else:
-            cause = worker.describe_death()[1]
+            for i, result in finished:
+                self._results[i] = result
+        if not self._left:
+            self._ended.set()
+
+    def fail(self, error: Exception) -> None:
+        if self._ended.is_set():
+            return
+        self._error, self.cancelled = error, True
+        self._ended.set()
+        if self._hand_over is not None:
+            self._hand_over([])
+
+    def wait(self) -> list[CallResult]:
+        self._ended.wait()
+        if self._error is not None:
+            raise self._error
+        return [result for result in self._results if result is not None]
+
+
+_Call = tuple[_Job, int, bytes]
+
+
+class _Worker(WorkerProcess):
+    """A worker process and the calls it holds, the one it is at first."""
+
+    def __init__(self, setup: bytes):
+        super().__init__()
+        self.ready = False
+        self.calls: deque[tuple[_Call, int]] = deque()  # with the number of bytes sent once its frame is
+        self.turned_s = time.monotonic()  # when it turned to what it is at
+        self.queue(setup)
+        self.send()
+
+    def hand(self, calls: Sequence[_Call]) -> None:
+        if not self.calls:
+            self.turned_s = time.monotonic()
+        end = self.bytes_queued
+        for call in calls:
+            end += len(call[2])
+            self.calls.append((call, end))
+        self.queue(b"".join(frame for _, _, frame in calls))
+        self.send()
+
+    def send(self) -> None:
+        still_arriving = not self.calls or self.bytes_sent < self.calls[0][1]
+        if self.flush() and still_arriving:
+            self.turned_s = time.monotonic()
+
+
+class _Dispatcher:
+    """Owns the workers. Everything below `_loop` runs in its one thread; callers hand jobs in through `_inbox`."""
+
+    def __init__(self, setup: bytes, timeout_s: float, num_workers: int, key: str):
+        self._setup, self._timeout_s, self._num_workers, self._key = setup, timeout_s, num_workers, key
+        self._workers: list[_Worker] = []
+        self._ring: deque[_Job] = deque()  # jobs with calls that no worker holds, taking turns
+        self._warming: list[_Job] = []
+        self._inbox: deque[tuple[_Job, bool]] = deque()
+        self._mean_s = _FIRST_GUESS_S  # of a call, lately
+        self._stopping = self.is_over = False
+        self._wake_fd, self._waker_fd = os.pipe()
+        os.set_blocking(self._wake_fd, False)
+        os.set_blocking(self._waker_fd, False)
+        self._thread = threading.Thread(target=self._run, name="verifier-pool", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: _Job, warm: bool) -> None:
+        if not job.pending and not warm:
+            job.deliver([])
+            return
+        self._inbox.append((job, warm))
+        self._wake()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._wake()
+        if threading.current_thread() is not self._thread:  # the collector may run this anywhere
+            self._thread.join()
+        os.close(self._waker_fd)
+
+    def abandon(self) -> None:
+        for descriptor in (self._wake_fd, self._waker_fd):
+            with suppress(OSError):
+                os.close(descriptor)
+        for worker in self._workers:
+            worker.abandon()
+
+    def _wake(self) -> None:
+        with suppress(BlockingIOError, OSError):
+            os.write(self._waker_fd, b"\0")
+
+    # ---- the thread --------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        finally:
+            self.is_over = True
+            for worker in self._workers:
+                worker.kill()
+            os.close(self._wake_fd)
+            self._take_in()
+            self._fail_all(RuntimeError("this verifier pool is closed"))
+
+    def _loop(self) -> None:
+        while not self._stopping:
+            self._take_in()
+            try:
+                self._start_workers()
+            except OSError as error:
+                self._fail_all(self._start_error(str(error)))
+            for worker in self._workers:
+                if worker.ready:
+                    self._fill(worker)
+            self._look(self._poll())
+            self._nap()
+
+    def _nap(self) -> None:
+        """Sleep through half of the work that the least busy worker holds: waking up for each answer would cost both
+        sides more than a cheap verdict."""
+        held = [len(worker.calls) for worker in self._workers if worker.calls]
+        least, longest = _NAP_S
+        nap_s = self._mean_s * min(held, default=0) / 2
+        if nap_s >= least and min(held) > 1:
+            time.sleep(min(nap_s, longest))
+
+    def _take_in(self) -> None:
+        while self._inbox:
+            job, warm = self._inbox.popleft()
+            (self._warming if warm else self._ring).append(job)
+        if any(job.cancelled for job in self._ring):
+            self._ring = deque(job for job in self._ring if not job.cancelled)
+
+    def _start_workers(self) -> None:
+        if self._warming:
+            wanted = self._num_workers
+        elif self._ring:
+            wanted = sum(len(job.pending) for job in self._ring) + sum(len(w.calls) for w in self._workers)
+        else:
+            return
+        while len(self._workers) < min(wanted, self._num_workers):
+            self._workers.append(_Worker(self._setup))
+        if all(worker.ready for worker in self._workers):
+            while self._warming:
+                self._warming.pop().deliver([])
+
+    def _fill(self, worker: _Worker) -> None:
+        """Hand over more work when half of what was handed over is done, and less of it as the work runs out: a call
+        must not wait behind a long one while another worker has nothing to do."""
+        if not self._ring:
+            return
+        waiting = sum(len(job.pending) for job in self._ring)
+        ahead = min(_MAX_AHEAD, int(_AHEAD_S / self._mean_s), waiting // (2 * len(self._workers)))
+        if len(worker.calls) > ahead // 2:
+            return
+        room = max(1, ahead) - len(worker.calls)
+        calls: list[_Call] = []
+        while room > len(calls) and self._ring:
+            job = self._ring.popleft()
+            while room > len(calls) and job.pending:
+                calls.append((job, *job.pending.popleft()))
+            if job.pending:
+                self._ring.append(job)
+        if calls:
+            worker.hand(calls)
+
+    def _poll(self) -> dict[int, int]:
+        """{descriptor: events}, as soon as something happens or a limit is reached."""
+        poll = select.poll()
+        poll.register(self._wake_fd, select.POLLIN)
+        limits: list[float] = []
+        for worker in self._workers:
+            poll.register(worker.stdout_fd, select.POLLIN)
+            if worker.has_unsent:
+                poll.register(worker.stdin_fd, select.POLLOUT)
+            if not worker.ready or worker.calls:
+                limits.append(self._limit(worker))
+        wait_ms = 1000 * max(0.0, min(limits) - time.monotonic()) + 1 if limits else None
+        return dict(poll.poll(wait_ms))
+
+    def _limit(self, worker: _Worker) -> float:
+        return worker.turned_s + (self._timeout_s if worker.ready else STARTUP_TIMEOUT_S)
+
+    def _look(self, events: Mapping[int, int]) -> None:
+        if self._wake_fd in events:
+            os.read(self._wake_fd, 4096)
+        for worker in list(self._workers):
+            if worker.stdin_fd in events:
+                worker.send()
+            if worker.stdout_fd in events:
+                self._receive(worker)
+            elif (not worker.ready or worker.calls) and time.monotonic() >= self._limit(worker):
+                self._overrun(worker)
+
+    # ---- what a worker did -------------------------------------------
+
+    def _receive(self, worker: _Worker) -> None:
+        replies, alive = worker.read()
+        if replies and not worker.ready:
+            worker.ready = True
+            worker.turned_s = time.monotonic()
+            replies = replies[1:]
+        self._answer(worker, replies)
+        if any(reply.get("retire") for reply in replies):
             self._discard(worker)
+        elif not alive:
+            ending, detail = worker.describe_death()
+            self._lose(worker, ending, detail)
+
+    def _answer(self, worker: _Worker, replies: Sequence[Mapping[str, Any]]) -> None:
+        if not replies:
+            return
+        now = time.monotonic()
+        each_s = (now - worker.turned_s) / len(replies)
+        worker.turned_s = now
+        self._mean_s += 0.3 * (each_s - self._mean_s)
+        finished: dict[_Job, Finished] = {}
+        for reply in replies:
+            (job, index, _), _ = worker.calls.popleft()
+            finished.setdefault(job, []).append((index, CallResult(Ending.REPLY, reply, milliseconds=1000 * each_s)))
+        for job, results in finished.items():
+            job.deliver(results)
+
+    def _overrun(self, worker: _Worker) -> None:
+        worker.end()
+        replies, _ = worker.read()
+        if replies and worker.ready:  # it went on just before it was killed
+            self._answer(worker, replies)
+            self._discard(worker)
+        elif worker.ready:
+            self._lose(worker, Ending.TIMEOUT, f"no verdict within {self._timeout_s:g} s")
+        else:
+            self._lose(worker, Ending.TIMEOUT, f"not ready within {STARTUP_TIMEOUT_S:g} s; {worker.stderr_tail()}")
+
+    def _lose(self, worker: _Worker, ending: Ending, detail: str) -> None:
+        """Charge the call the worker was at."""
+        if not worker.ready:
+            self._discard(worker)
+            self._fail_all(self._start_error(detail))
+            return
+        if worker.calls:
+            (job, index, _), _ = worker.calls.popleft()
+            spent_s = time.monotonic() - worker.turned_s
+            self._mean_s += 0.3 * (spent_s - self._mean_s)
+            job.deliver([(index, CallResult(ending, detail=detail, milliseconds=1000 * spent_s))])
+        self._discard(worker)
+
+    def _discard(self, worker: _Worker) -> None:
+        """End a worker; the calls it had not begun come next."""
+        worker.kill()
+        self._workers.remove(worker)
+        while worker.calls:
+            (job, index, frame), _ = worker.calls.pop()
+            job.pending.appendleft((index, frame))
+            if job not in self._ring:
+                self._ring.appendleft(job)
+
+    def _start_error(self, cause: str) -> VerifierError:
         return VerifierError(
             f"The verifier's worker process cannot start: {cause}",
             where=self._key,
@@ -175,128 +437,12 @@ class Pool:
             fix="see the worker's last words above; a missing package or a broken verifier class is the usual cause",
         )
 
-    def _discard(self, worker: _Worker) -> None:
-        worker.kill()
-        with self._lock:
-            self._live.discard(worker)
-
-    def _forget_workers(self) -> None:
-        """In a forked child: the workers, threads and locks are the parent's."""
-        self._lock = threading.Lock()
-        self._executor = None
-        self._idle.clear()
-        for worker in self._live:
-            worker.abandon()
-        self._live.clear()
-
-
-class _Worker:
-    """One child process and its pipes; used by one thread at a time."""
-
-    def __init__(self) -> None:
-        # A file, not a pipe: nobody has to drain it, and the last words of a dead worker can still be read.
-        self._stderr = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed by `kill`)
-        fcntl.fcntl(self._stderr, fcntl.F_SETFL, os.O_APPEND)  # so that `trim_stderr` leaves no hole
-        self.process = subprocess.Popen(
-            # -P: a file in the working directory must not shadow a module. A session of its own: Ctrl-C is for the
-            # trainer to handle, and the worker's own children die with it.
-            [sys.executable, "-P", "-m", "verifiers.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            bufsize=0,
-            start_new_session=True,
-            env=os.environ
-            | {
-                "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-                # glibc would reserve 64 to 128 MiB for the watchdog thread, out of the address space a case may use.
-                "MALLOC_ARENA_MAX": "1",
-            },
-        )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self._stdin, self._stdout = self.process.stdin, self.process.stdout
-        os.set_blocking(self._stdin.fileno(), False)
-        os.set_blocking(self._stdout.fileno(), False)
-
-    def send(self, frame: bytes, deadline: float) -> None:
-        """Raises TimeoutError, or OSError if the worker is dead."""
-        rest = memoryview(frame)
-        while rest:
-            _wait(self._stdin.fileno(), select.POLLOUT, deadline)
-            rest = rest[os.write(self._stdin.fileno(), rest) :]
-
-    def receive(self, deadline: float) -> Mapping[str, Any]:
-        """Raises TimeoutError, EOFError if the worker dies, ValueError if it does not speak the protocol."""
-        (length,) = HEADER.unpack(self._read(HEADER.size, deadline))
-        if length > MAX_FRAME_BYTES:
-            raise ValueError(f"a reply of {length} bytes")
-        return json.loads(self._read(length, deadline))
-
-    def _read(self, length: int, deadline: float) -> bytes:
-        data = bytearray()
-        while len(data) < length:
-            _wait(self._stdout.fileno(), select.POLLIN, deadline)
-            chunk = os.read(self._stdout.fileno(), min(length - len(data), _READ_BYTES))
-            if not chunk:
-                raise EOFError
-            data += chunk
-        return bytes(data)
-
-    def describe_death(self) -> tuple[Ending, str]:
-        """Why a worker that closed its pipe did so (it is waited for, and killed if it lives on)."""
-        try:
-            code = self.process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            return Ending.CRASH, f"the worker broke off the protocol; {self.stderr_tail()}"
-        if code == -signal.SIGKILL:
-            return Ending.MEMORY, "the worker was killed from outside, most likely because memory ran out"
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-        return Ending.CRASH, f"the worker {how}; {self.stderr_tail()}"
-
-    def stderr_tail(self) -> str:
-        size = os.fstat(self._stderr.fileno()).st_size
-        tail = os.pread(self._stderr.fileno(), _STDERR_TAIL_BYTES, max(0, size - _STDERR_TAIL_BYTES))
-        return f"its standard error ends:\n{tail.decode(errors='replace').strip() or '(empty)'}"
-
-    def trim_stderr(self) -> None:
-        """Keep a chatty library from filling the disk over a long run."""
-        if os.fstat(self._stderr.fileno()).st_size > _STDERR_MAX_BYTES:
-            os.ftruncate(self._stderr.fileno(), 0)
-
-    def end(self) -> None:
-        """SIGKILL the process and its children, and reap it."""
-        if self.process.returncode is None:
-            with suppress(ProcessLookupError, PermissionError):  # it is dead and not yet reaped
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-    def kill(self) -> None:
-        """`end` it and close the pipes: for its owner."""
-        self.end()
-        self._close_files()
-
-    def abandon(self) -> None:
-        """In a forked child: close our copies of the pipes, so that the worker still notices its parent's death."""
-        self.process.returncode = 0  # not ours to wait for
-        self._close_files()
-
-    def _close_files(self) -> None:
-        for file in (self._stdin, self._stdout, self._stderr):
-            file.close()
-
-
-def _wait(descriptor: int, event: int, deadline: float) -> None:
-    poll = select.poll()
-    poll.register(descriptor, event)
-    if not poll.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
-        raise TimeoutError
-
-
-def _kill_all(workers: set[_Worker]) -> None:
-    for worker in list(workers):
-        worker.kill()
-    workers.clear()
+    def _fail_all(self, error: Exception) -> None:
+        held = [call[0] for worker in self._workers for call, _ in worker.calls]
+        for job in [*self._ring, *self._warming, *held]:
+            job.fail(error)
+        self._ring.clear()
+        self._warming.clear()
 
 
 _POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from verifiers.errors import BadGold, ConfigError, VerifierError
 from verifiers.options import parse_options
-from verifiers.pool import CallResult, Ending, Pool, encode
+from verifiers.pool import CallResult, Pool
+from verifiers.process import Ending, encode
 from verifiers.verdict import VERIFIERS, Status, Verdict, Verifier, VerifyRequest
 
 MAX_EVIDENCE_CHARS = 2_000
@@ -24,8 +26,12 @@ class Runner:
     each judgement and number of processes, for isolated kinds only (others run in process, in the caller's thread);
     memory_mb is MiB of address space beyond what the loaded verifier takes. key: the recipe key, for messages.
 
+    A composite kind (``composite = True``) is built as ``Kind(options, runners)``, with a runner under the same limits
+    for each entry of ``Kind.part_kinds(options)``: {name: (kind, options)}.
+
     Raises `ConfigError` for an unknown kind or a wrong option, naming ``key.option``. Thread safe; usable in a forked
-    child.
+    child. A fault of the verifier is a verdict without a score, never an exception; `VerifierError` is raised only if
+    the worker processes cannot start at all.
     """
 
     def __init__(
@@ -33,8 +39,8 @@ class Runner:
         kind: str,
         options: Mapping[str, Any],
         *,
-        timeout_s: float = 5.0,
-        memory_mb: int = 1024,
+        timeout_s: float = 1.5,
+        memory_mb: int = 768,
         workers: int = 2,
         key: str = "verifier",
     ):
@@ -42,32 +48,114 @@ class Runner:
         checked = parse_options(verifier_class.Options, options, key=key)
         self.kind, self.key = kind, key
         self._timeout_s = timeout_s
-        self._verifier: Verifier | None = None
+        self._verifier: Any = None
         self._pool: Pool | None = None
+        self._parts: dict[str, Runner] = {}
         if verifier_class.isolated:
             setup = {"kind": kind, "options_json": checked.model_dump_json(), "memory_mb": memory_mb,
                      "timeout_s": timeout_s}  # fmt: skip
             self._pool = Pool(setup, timeout_s=timeout_s, workers=workers, key=key)
+        elif getattr(verifier_class, "composite", False):
+            limits: dict[str, Any] = {"timeout_s": timeout_s, "memory_mb": memory_mb, "workers": workers}
+            for name, (part_kind, part_options) in verifier_class.part_kinds(checked).items():
+                self._parts[name] = Runner(part_kind, part_options, **limits, key=f"{key}.parts.{name}")
+            self._verifier = verifier_class(checked, self._parts)
         else:
             self._verifier = verifier_class(checked)
 
     def verify(self, requests: Sequence[VerifyRequest]) -> list[Verdict]:
-        """One verdict per request, in order. A fault of the verifier is a verdict without a score, never an exception;
-        `VerifierError` is raised only if the worker processes cannot start at all."""
+        """One verdict per request, in order."""
+        return self.submit(requests)()
+
+    def submit(self, requests: Sequence[VerifyRequest]) -> Callable[[], list[Verdict]]:
+        """Let the workers begin and return at once; the function returned waits for the verdicts, in order. A kind
+        that runs in process is called when they are asked for, in the thread that asks."""
+        if self._pool is not None:
+            frames = [_encode_request(request) for request in requests]
+            wait = self._pool.submit([frame for frame in frames if isinstance(frame, bytes)])
+            return lambda: self._merge(frames, wait())
+        if self._parts:
+            wait_parts = self._verifier.submit(requests)
+            return lambda: [replace(verdict, evidence=_clip(verdict.evidence)) for verdict in wait_parts()]
+        return lambda: [judge(self._verifier, request) for request in requests]
+
+    def stream(self, requests: Sequence[VerifyRequest]) -> Iterator[tuple[int, Verdict]]:
+        """(index, verdict) of each request as it is judged; what a composite kind makes of its parts comes at the
+        end."""
         if self._pool is None:
-            assert self._verifier is not None
-            return [judge(self._verifier, request) for request in requests]
+            verdicts = self.verify(requests) if self._parts else (judge(self._verifier, r) for r in requests)
+            yield from enumerate(verdicts)
+            return
         frames = [_encode_request(request) for request in requests]
-        results = iter(self._pool.run([frame for frame in frames if isinstance(frame, bytes)]))
-        return [self._to_verdict(next(results)) if isinstance(frame, bytes) else frame for frame in frames]
+        yield from ((i, frame) for i, frame in enumerate(frames) if isinstance(frame, Verdict))
+        sent = [i for i, frame in enumerate(frames) if isinstance(frame, bytes)]
+        for k, result in self._pool.stream([frame for frame in frames if isinstance(frame, bytes)]):
+            yield sent[k], self._to_verdict(result)
+
+    async def averify(self, requests: Sequence[VerifyRequest]) -> list[Verdict]:
+        """`verify` without blocking the event loop."""
+        if self._pool is None:
+            return await asyncio.to_thread(self.verify, requests)
+        frames = [_encode_request(request) for request in requests]
+        return self._merge(frames, await self._pool.arun([frame for frame in frames if isinstance(frame, bytes)]))
+
+    def explain(self, request: VerifyRequest) -> dict[str, str]:
+        """How the verdict on this request comes about, as ordered rows for a person; a fault is a row of its own. A
+        kind without a method ``explain`` shows its verdict."""
+        if self._pool is None:
+            try:
+                return explain(self._verifier, request)
+            except Exception as error:  # noqa: BLE001 (shown to the person who asked)
+                return {"fault": describe_error(error)}
+        frame = _encode_request(request, "explain")
+        if isinstance(frame, Verdict):
+            return {str(frame.status): frame.evidence}
+        (result,) = self._pool.run([frame])
+        problem = {key: text for key, text in result.reply.items() if key != "rows"} or {"fault": result.detail}
+        return result.reply.get("rows") or problem
 
     def gold_response(self, gold: Any, meta: Mapping[str, Any]) -> str:
         """The text of a perfect response. Raises `BadGold` if the gold cannot be read, `VerifierError` on a fault."""
         if self._pool is None:
-            assert self._verifier is not None
             return self._verifier.gold_response(gold, meta)
+        return self._ask_text({"call": "gold_response", "gold": gold, "meta": dict(meta)})
+
+    @property
+    def wraps_gold_response(self) -> bool:
+        """Whether the kind has a method ``wrap_gold_response(text) -> str``: a perfect response by its own lights that
+        holds `text` as its answer."""
+        return hasattr(VERIFIERS.get(self.kind), "wrap_gold_response")
+
+    def wrap_gold_response(self, text: str) -> str:
+        """Raises `VerifierError` on a fault."""
+        if self._pool is None:
+            return self._verifier.wrap_gold_response(text)
+        return self._ask_text({"call": "wrap_gold_response", "text": text})
+
+    def warm(self) -> None:
+        """Start all worker processes now, so that no judgement waits for them."""
+        if self._pool is not None:
+            self._pool.warm()
+        for runner in self._parts.values():
+            runner.warm()
+
+    def close(self) -> None:
+        """End the worker processes, if there are any. The runner cannot be used afterwards."""
+        if self._pool is not None:
+            self._pool.close()
+        for runner in self._parts.values():
+            runner.close()
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask_text(self, message: Mapping[str, Any]) -> str:
+        assert self._pool is not None
         try:
-            frame = encode({"call": "gold_response", "gold": gold, "meta": dict(meta)})
+            frame = encode(message)
         except (TypeError, ValueError) as error:
             raise BadGold(f"The gold or the meta data is not plain JSON data: {error}.") from error
         (result,) = self._pool.run([frame])
@@ -78,22 +166,17 @@ class Runner:
         cause = result.reply.get("fault", result.detail)
         raise VerifierError(f"The verifier '{self.kind}' failed on a gold answer: {cause}", where=self.key)
 
-    def close(self) -> None:
-        """End the worker processes, if there are any. The runner cannot be used afterwards."""
-        if self._pool is not None:
-            self._pool.close()
-
-    def __enter__(self) -> Runner:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _merge(self, frames: Sequence[bytes | Verdict], results: Sequence[CallResult]) -> list[Verdict]:
+        """The verdicts of the workers, and those on requests that could not be sent, in order."""
+        judged = iter(results)
+        return [frame if isinstance(frame, Verdict) else self._to_verdict(next(judged)) for frame in frames]
 
     def _to_verdict(self, result: CallResult) -> Verdict:
         reply = result.reply
         if result.ending is Ending.REPLY:
             status = Status(reply["status"])
-            return Verdict(reply["score"], status, reply["evidence"], reply["milliseconds"], reply["answer"])
+            return Verdict(reply["score"], status, reply["evidence"], reply["milliseconds"], reply["answer"],
+                           reply["parts"])  # fmt: skip
         status, evidence = {
             Ending.TIMEOUT: (Status.TIMEOUT, f"our verifier ran too long ({self._timeout_s:g} s): not judged"),
             Ending.MEMORY: (Status.MEMORY, result.detail),
@@ -120,6 +203,15 @@ def judge(verifier: Verifier, request: VerifyRequest) -> Verdict:
     return replace(verdict, evidence=_clip(verdict.evidence), milliseconds=milliseconds)
 
 
+def explain(verifier: Verifier, request: VerifyRequest) -> dict[str, str]:
+    """The verifier's own explanation, or what its verdict tells if it has none."""
+    own = getattr(verifier, "explain", None)
+    if own is not None:
+        return {str(name): str(text) for name, text in own(request).items()}
+    verdict = judge(verifier, request)
+    return {"answer": str(verdict.answer), "evidence": verdict.evidence, "status": str(verdict.status)}
+
+
 def describe_error(error: Exception) -> str:
     """Type, message and the place it was raised at."""
     place = traceback.extract_tb(error.__traceback__)[-1]
@@ -130,9 +222,9 @@ def _clip(evidence: str) -> str:
     return evidence if len(evidence) <= MAX_EVIDENCE_CHARS else evidence[: MAX_EVIDENCE_CHARS - 4] + " ..."
 
 
-def _encode_request(request: VerifyRequest) -> bytes | Verdict:
+def _encode_request(request: VerifyRequest, call: str = "verify") -> bytes | Verdict:
     try:
-        return encode({"call": "verify", "response": request.response, "gold": request.gold,
+        return encode({"call": call, "response": request.response, "gold": request.gold,
                        "meta": dict(request.meta), "example_id": request.example_id})  # fmt: skip
     except (TypeError, ValueError) as error:
         return Verdict(None, Status.BAD_GOLD, f"the gold or the meta data is not plain JSON data: {error}")

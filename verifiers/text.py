@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 _THINK_TAG = re.compile(r"<(/?)think>")
 _BOX_TOKEN = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)  # an escaped brace is not a brace
@@ -30,42 +31,63 @@ def answer_text(response: str) -> str | None:
     return "".join([*kept, response[position:]])
 
 
+class Box(NamedTuple):
+    """Where a box stands: from its backslash to behind its brace, and its content. A box that is never closed has no
+    content and ends with the text."""
+
+    start: int
+    content: slice | None
+    end: int
+
+
 def final_boxes(text: str) -> list[str] | None:
     r"""Contents of the last ``\boxed{...}`` and of the others joined to it by no more than 'and', 'or' or a comma.
 
     Each content once. None if there is no box at all; [] if the last one is empty, or never closed because the
     response was cut off.
     """
-    found = _boxes(text)
+    return contents_of(text, last_boxes(text))
+
+
+def contents_of(text: str, found: list[Box]) -> list[str] | None:
+    """What `final_boxes` returns for the `last_boxes` of `text`."""
     if not found:
         return None
-    last_start, content, _ = found[-1]
-    if content is None:
+    contents = (text[box.content].strip() for box in found if box.content is not None)
+    return list(dict.fromkeys(content for content in contents if content))
+
+
+def last_boxes(text: str) -> list[Box]:
+    """The last box, and before it those joined to it; the last alone if it is never closed."""
+    found = boxes(text)
+    if not found:
         return []
-    contents = [content]
-    for start, content, end in reversed(found[:-1]):
-        near = 0 <= last_start - end <= _JOINER_CHARS
-        if content is None or not near or not _JOINER.fullmatch(text, end, last_start):
+    last = [found[-1]]
+    if found[-1].content is None:
+        return last
+    for box in reversed(found[:-1]):
+        near = 0 <= last[-1].start - box.end <= _JOINER_CHARS
+        if box.content is None or not near or not _JOINER.fullmatch(text, box.end, last[-1].start):
             break
-        contents.append(content)
-        last_start = start
-    return list(dict.fromkeys(stripped for content in reversed(contents) if (stripped := content.strip())))
+        last.append(box)
+    return last[::-1]
 
 
-def _boxes(text: str) -> list[tuple[int, str | None, int]]:
-    """Every box as (start, content or None if never closed, end), ordered by start."""
-    found: list[tuple[int, str | None, int]] = []
+def boxes(text: str) -> list[Box]:
+    r"""Every ``\boxed{...}``, ordered by start; nested ones too. As positions, because nested contents overlap."""
+    found: list[Box] = []
     open_braces: list[int | None] = []  # for each open brace the index in `found` of the box it opens
     content_starts: list[int] = []
-    for token in _BOX_TOKEN.finditer(text):
+    first = text.find("\\boxed")
+    for token in _BOX_TOKEN.finditer(text, first) if first >= 0 else ():
         if token[0] == "{":
             open_braces.append(None)
         elif token[0].startswith("\\boxed"):
             open_braces.append(len(found))
-            found.append((token.start(), None, len(text)))
+            found.append(Box(token.start(), None, len(text)))
             content_starts.append(token.end())
         elif token[0] == "}" and open_braces and (box := open_braces.pop()) is not None:
-            found[box] = (found[box][0], text[content_starts[box] : token.start()], token.end())
+            found[box] = Box(found[box].start, slice(content_starts[box], token.start()), token.end())
     return found
 
 

@@ -39,13 +39,15 @@ ALWAYS_SCORED = frozenset({Status.CORRECT, Status.WRONG, Status.NO_ANSWER, Statu
 class Verdict:
     """score: reward in [0, 1], or None when we could not judge. evidence: what was compared, for a person to read.
     milliseconds: wall time of the judgement (not part of any deterministic record). answer: the response's answer in a
-    canonical form, None if it has none; equal strings are the same answer (majority votes count them)."""
+    canonical form, None if it has none; equal strings are the same answer (majority votes count them). parts: scores
+    of the named parts that the score is made of, for the records (None: that part could not judge)."""
 
     score: float | None
     status: Status
     evidence: str = ""
     milliseconds: float = 0.0
     answer: str | None = None
+    parts: Mapping[str, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.status in ALWAYS_UNSCORED and self.score is not None:
@@ -75,7 +77,8 @@ class Verifier(Protocol):
     runner maps those to `bad_gold` and `verifier_fault`). `isolated` verifiers run in killable worker processes,
     because third-party code inside them may hang, eat memory or crash.
 
-    A verifier is a class with a nested pydantic model `Options`, built as ``Kind(options)``."""
+    A verifier is a class with a nested pydantic model `Options`, built as ``Kind(options)``. It may have a method
+    ``explain(request) -> dict[str, str]``: how the verdict came about, as ordered rows for a person."""
 
     isolated: bool
 

@@ -1,55 +1,75 @@
 """The program of a worker process: ``python -m verifiers.worker``, started by `verifiers.pool`.
 
-It reads one set-up message, builds the verifier, answers "ready", then judges requests one at a time until its standard
-input ends, which is also what happens when the parent dies.
+It reads one set-up message, builds the verifier, answers "ready", then judges requests one at a time, each with a reply
+of its own, until its standard input ends, which is also what happens when the parent dies.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import resource
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from verifiers.errors import BadGold
-from verifiers.pool import HEADER, encode
-from verifiers.runner import describe_error, judge
+from verifiers.process import FrameReader, encode
+from verifiers.runner import describe_error, explain, judge
 from verifiers.verdict import VERIFIERS, Status, Verifier, VerifyRequest
 
 # The parent kills at the time limit; this much later the worker ends itself, in case the parent is gone.
 _ORPHAN_GRACE_S = 10.0
+_REARM_S = 1.0
+_READ_BYTES = 2**18
+_STDERR_MAX_BYTES = 2**20
 _STATM = Path("/proc/self/statm")
 
 
 def main() -> None:
-    requests, replies = _take_over_standard_pipes()
+    requests_fd, replies_fd = _take_over_standard_pipes()
     faulthandler.enable()
-    setup = _read(requests)
+    watchdog = _Watchdog()
+    messages = _messages(requests_fd, watchdog)
+    setup = next(messages, None)
     if setup is None:
         return
+    watchdog.limit_s = setup["timeout_s"] + _ORPHAN_GRACE_S
     verifier_class = VERIFIERS.get(setup["kind"])
     verifier = verifier_class(verifier_class.Options.model_validate_json(setup["options_json"]))
     _cap_memory(setup["memory_mb"])
-    replies.write(encode({"ready": True}))
-    while (message := _read(requests)) is not None:
-        # A watchdog thread in C: it needs neither a signal nor the interpreter lock, which a long C call may hold.
-        faulthandler.dump_traceback_later(setup["timeout_s"] + _ORPHAN_GRACE_S, exit=True)
+    _write(replies_fd, encode({"ready": True}))
+    for message in messages:
+        watchdog.arm()
+        _trim_stderr()
         reply = _answer(verifier, message)
-        faulthandler.cancel_dump_traceback_later()
-        replies.write(encode(reply))
+        _write(replies_fd, encode(reply))
+        if reply.get("retire"):
+            return
 
 
 def _answer(verifier: Verifier, message: dict[str, Any]) -> dict[str, Any]:
-    if message["call"] == "gold_response":
-        try:
-            return {"text": verifier.gold_response(message["gold"], message["meta"])}
-        except BadGold as error:
-            return {"bad_gold": str(error)}
-        except Exception as error:  # noqa: BLE001 (handed to the parent, which raises it)
-            return {"fault": describe_error(error)}
-    request = VerifyRequest(message["response"], message["gold"], message["meta"], message["example_id"])
+    call = message["call"]
+    if call == "verify":
+        return _verify(verifier, _request(message))
+    try:
+        if call == "explain":
+            return {"rows": explain(verifier, _request(message))}
+        if call == "wrap_gold_response":
+            return {"text": verifier.wrap_gold_response(message["text"])}  # type: ignore[attr-defined]
+        return {"text": verifier.gold_response(message["gold"], message["meta"])}
+    except BadGold as error:
+        return {"bad_gold": str(error)}
+    except Exception as error:  # noqa: BLE001 (handed to the parent, which raises it)
+        return {"fault": describe_error(error)}
+
+
+def _request(message: dict[str, Any]) -> VerifyRequest:
+    return VerifyRequest(message["response"], message["gold"], message["meta"], message["example_id"])
+
+
+def _verify(verifier: Verifier, request: VerifyRequest) -> dict[str, Any]:
     verdict = judge(verifier, request)
     return {
         "score": verdict.score,
@@ -57,27 +77,60 @@ def _answer(verifier: Verifier, message: dict[str, Any]) -> dict[str, Any]:
         "evidence": verdict.evidence,
         "milliseconds": verdict.milliseconds,
         "answer": verdict.answer,
+        "parts": dict(verdict.parts),
         "retire": verdict.status is Status.MEMORY,  # a process that ran out of memory is not to be trusted
     }
 
 
-def _take_over_standard_pipes() -> tuple[BinaryIO, BinaryIO]:
+class _Watchdog:
+    """Ends this process when a call runs on and nobody kills it. A thread in C: it needs neither a signal nor the
+    interpreter lock, which a long C call may hold. Starting that thread costs more than a cheap verdict, so it is
+    started once a second at most."""
+
+    def __init__(self) -> None:
+        self.limit_s = 0.0
+        self._armed_at: float | None = None
+
+    def arm(self) -> None:
+        now = time.monotonic()
+        if self._armed_at is None or now - self._armed_at > _REARM_S:
+            faulthandler.dump_traceback_later(self.limit_s, exit=True)
+            self._armed_at = now
+
+    def disarm(self) -> None:
+        if self._armed_at is not None:
+            faulthandler.cancel_dump_traceback_later()
+            self._armed_at = None
+
+
+def _take_over_standard_pipes() -> tuple[int, int]:
     """Keep the pipes for the protocol, and give libraries that read or print /dev/null instead."""
-    requests, replies = os.dup(0), os.dup(1)
+    requests_fd, replies_fd = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
     os.close(null)
-    return os.fdopen(requests, "rb"), os.fdopen(replies, "wb", buffering=0)
+    return requests_fd, replies_fd
 
 
-def _read(requests: BinaryIO) -> dict[str, Any] | None:
-    header = requests.read(HEADER.size)
-    if len(header) < HEADER.size:
-        return None
-    (length,) = HEADER.unpack(header)
-    body = requests.read(length)
-    return json.loads(body) if len(body) == length else None
+def _messages(requests_fd: int, watchdog: _Watchdog) -> Iterator[dict[str, Any]]:
+    reader = FrameReader()
+    while data := os.read(requests_fd, _READ_BYTES):
+        reader.feed(data)
+        yield from reader.messages()
+        watchdog.disarm()  # the next read may wait for long
+
+
+def _write(replies_fd: int, frame: bytes) -> None:
+    rest = memoryview(frame)
+    while rest:
+        rest = rest[os.write(replies_fd, rest) :]
+
+
+def _trim_stderr() -> None:
+    """Keep a chatty library from filling the disk over a long run."""
+    if os.fstat(2).st_size > _STDERR_MAX_BYTES:
+        os.ftruncate(2, 0)
 
 
 def _cap_memory(memory_mb: int) -> None:

@@ -19,9 +19,9 @@ class Spy(Runner):
 
     asked: list[VerifyRequest]
 
-    def verify(self, requests):
+    def submit(self, requests):
         self.asked = list(requests)
-        return super().verify(requests)
+        return super().submit(requests)
 
 
 def source(runner, **options):
@@ -66,8 +66,8 @@ def test_the_verifier_sees_text_gold_meta_and_id(runner):
 
 def test_a_fault_of_the_verifier_is_no_outcome_rather_than_a_zero():
     class Broken:
-        def verify(self, requests):
-            return [Verdict(None, Status.VERIFIER_FAULT, "crashed") for _ in requests]
+        def submit(self, requests):
+            return lambda: [Verdict(None, Status.VERIFIER_FAULT, "crashed") for _ in requests]
 
     signal = source(Broken()).score([trajectory([1], [2], text="7")], [example("7")])
     assert torch.isnan(signal.outcome_N).tolist() == [True]
@@ -77,6 +77,12 @@ def test_a_fault_of_the_verifier_is_no_outcome_rather_than_a_zero():
 def test_a_gold_that_cannot_be_read_is_no_outcome(runner):
     signal = source(runner).score([trajectory([1], [2], text="7")], [example({"not": "a gold"})])
     assert torch.isnan(signal.outcome_N).tolist() == [True]
+
+
+def test_a_started_judgement_is_asked_at_once_and_collected_later(runner):
+    finish = source(runner).start([trajectory([1], [2], text="7")], [example("7")])
+    assert len(runner.asked) == 1
+    assert finish().outcome_N.tolist() == [1.0]
 
 
 def test_nothing_to_judge_gives_nothing(runner):

@@ -28,7 +28,7 @@ def test_recipes_lists_one_line_each_at_once_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=doctor.ROOT, capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["train", "check", "eval", "recipes", "doctor", "replay"])
+@pytest.mark.parametrize("command", ["train", "check", "eval", "recipes", "doctor", "replay", "verify", "serve-verifier", "bench"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

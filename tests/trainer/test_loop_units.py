@@ -12,17 +12,8 @@ from rollout.trajectory import Finish
 from tests.helpers import make_config, trajectory
 from trainer.advantages.base import ADVANTAGES
 from trainer.advantages.grpo import GrpoOptions
-from trainer.loop import (
-    Rollouts,
-    check_faults,
-    due,
-    first_groups,
-    informative_groups,
-    step_metrics,
-    total_outcome,
-    trajectory_rows,
-    weigh,
-)
+from trainer.collect import Rollouts, first_groups, informative_groups, total_outcome
+from trainer.loop import check_faults, due, step_metrics, trajectory_rows, weigh
 from verifiers.errors import RunError
 from verifiers.verdict import Status, Verdict
 

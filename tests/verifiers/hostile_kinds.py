@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import time
+import zlib
 
 from verifiers.errors import BadGold
 from verifiers.options import Options as BaseOptions
@@ -35,6 +36,9 @@ class InProcess:
 
     def echo(self, text):
         return Verdict(0.5, Status.CORRECT, text)
+
+    def graded(self, score):
+        return Verdict(float(score), Status.CORRECT, parts={"half": float(score), "unknown": None})
 
     def sleep(self, seconds):
         time.sleep(float(seconds))
@@ -97,3 +101,72 @@ class SlowToStart(Commanded):
 class CannotStart(Commanded):
     def __init__(self, options):
         raise ImportError("No module named 'a_missing_library'")
+
+
+class Wrapping(InProcess):
+    """Right if the response is wrapped in angle brackets; says how to wrap a text."""
+
+    def verify(self, request):
+        right = request.response.startswith("<") and request.response.endswith(">")
+        return Verdict(float(right), Status.CORRECT if right else Status.WRONG, "looked for brackets")
+
+    def wrap_gold_response(self, text):
+        return f"<{text}>"
+
+
+class IsolatedWrapping(Wrapping):
+    isolated = True
+
+
+class Explained(Commanded):
+    def explain(self, request):
+        if request.response == "hang":
+            time.sleep(60)
+        if request.response == "raises":
+            raise LookupError("oh")
+        return {"second": "z", "first": request.response}
+
+
+class InProcessExplained(Explained):
+    isolated = False
+
+
+class PlantedFaults:
+    """For training runs: what becomes of a response hangs on its text alone. One in eight each ends the worker, hangs
+    and eats memory; of the others half are right."""
+
+    isolated = True
+    ENDINGS = ("verifier_fault", "timeout", "memory", "correct", "wrong", "correct", "wrong", "correct")
+
+    class Options(BaseOptions):
+        pass
+
+    def __init__(self, options):
+        pass
+
+    @classmethod
+    def ending(cls, response):
+        return cls.ENDINGS[zlib.crc32(response.encode()) % 8]
+
+    def verify(self, request):
+        ending = "correct" if request.response == "the gold" else self.ending(request.response)
+        if ending == "verifier_fault":
+            os._exit(7) if len(request.response) % 2 else ctypes.string_at(0)
+        if ending == "timeout":
+            time.sleep(60)
+        if ending == "memory":
+            bytearray(10**12)
+        return Verdict(float(ending == "correct"), Status(ending), "planted", parts={"half": 0.5})
+
+    def gold_response(self, gold, meta):
+        return "the gold"
+
+
+class Jittery(InProcess):
+    """Takes a different time each time it is asked; what it says does not depend on that."""
+
+    isolated = True
+
+    def verify(self, request):
+        time.sleep(os.urandom(1)[0] / 10_000)
+        return Verdict(float(len(request.response) % 2), Status.CORRECT, request.response, answer=request.example_id)

@@ -118,6 +118,134 @@ def test_a_worker_that_died_while_idle_costs_no_case():
         assert ask(one, "echo x")[0].evidence == "x"
 
 
+@pytest.mark.parametrize("fault", ["spin", "exits 3", "segfaults", "allocate 100000", "is_killed"])
+def test_a_fault_amid_calls_handed_over_together_costs_exactly_one(fault):
+    with make(workers=1) as one:
+        ask(one, *["echo warm"] * 200)  # so that many cheap calls are handed over at once
+        texts = [f"echo {i}" for i in range(300)]
+        texts[100:100] = [fault, "echo between", fault]
+        verdicts = ask(one, *texts)
+    assert [i for i, v in enumerate(verdicts) if v.score is None] == [100, 102]
+    assert [v.evidence for v in verdicts if v.score] == [t[5:] for t in texts if t != fault]
+
+
+def test_a_call_may_take_its_whole_limit_wherever_it_stands_among_calls_handed_over_together():
+    with make(workers=1) as one:
+        ask(one, *["echo warm"] * 200)
+        assert {v.status for v in ask(one, *["sleep 0.3"] * 5, *["echo x"] * 20)} == {"correct"}
+
+
+def test_a_worker_that_ran_out_of_memory_judges_nothing_after_it():
+    with make(workers=1) as one:
+        ask(one, *["echo warm"] * 200)
+        before, _, *after = ask(one, "pid", "memory_error", *["pid"] * 20)
+        assert before.evidence not in {v.evidence for v in after}
+
+
+def test_cheap_calls_do_not_wait_behind_a_long_one_while_a_worker_is_free(runner):
+    runner.warm()
+    ask(runner, *["echo warm"] * 300)
+    responses = ["sleep 0.5", *["echo x"] * 40]
+    order = [i for i, _ in runner.stream([VerifyRequest(r, "") for r in responses])]
+    assert sorted(order) == list(range(41))
+    assert order.index(0) >= 20
+
+
+def test_a_small_batch_uses_every_worker(runner):
+    runner.warm()
+    started = time.monotonic()
+    ask(runner, "sleep 0.5", "sleep 0.5")
+    assert time.monotonic() - started < 0.9
+
+
+def test_a_stream_gives_each_verdict_as_it_ends(runner):
+    runner.warm()
+    requests = [VerifyRequest(response, "") for response in ("sleep 0.4", "echo a", "spin", "echo b")]
+    seen = [(i, str(v.status)) for i, v in runner.stream(requests)]
+    assert sorted(seen) == [(0, "correct"), (1, "correct"), (2, "timeout"), (3, "correct")]
+    assert seen[-1] == (2, "timeout")
+    assert seen[0][0] == 1
+
+
+def test_a_stream_that_is_closed_withdraws_what_was_not_begun():
+    with make(workers=1) as one:
+        one.warm()
+        stream = one.stream([VerifyRequest(r, "") for r in ["echo a", *["sleep 0.5"] * 20]])
+        assert next(stream)[0] == 0
+        stream.close()
+        started = time.monotonic()
+        assert [ask(one, "echo b")[0].evidence for _ in range(6)] == ["b"] * 6  # callers would take turns
+        assert time.monotonic() - started < 2.0
+
+
+def test_a_large_batch_does_not_starve_another_caller(runner):
+    runner.warm()
+    done = threading.Event()
+
+    def large():
+        ask(runner, *["sleep 0.004"] * 600)
+        done.set()
+
+    thread = threading.Thread(target=large)
+    thread.start()
+    time.sleep(0.1)
+    for _ in range(3):
+        started = time.monotonic()
+        assert ask(runner, "echo x")[0].evidence == "x"
+        assert time.monotonic() - started < 0.4
+    assert not done.is_set()
+    thread.join()
+
+
+def test_a_warm_pool_has_all_its_workers():
+    with make("hostile_kinds:SlowToStart", timeout_s=5.0) as slow:  # a worker takes 0.8 s to start
+        slow.warm()
+        started = time.monotonic()
+        ask(slow, "sleep 0.4", "sleep 0.4")
+        assert time.monotonic() - started < 0.7
+
+
+def test_the_event_loop_goes_on_while_verdicts_are_awaited(runner):
+    async def main():
+        beats = 0
+
+        async def beat():
+            nonlocal beats
+            while True:
+                await asyncio.sleep(0.01)
+                beats += 1
+
+        heart = asyncio.create_task(beat())
+        requests = [VerifyRequest(r, "") for r in ("sleep 0.4", "echo a", "spin")]
+        both = await asyncio.gather(runner.averify(requests), runner.averify(requests[:2]))
+        heart.cancel()
+        return [[str(v.status) for v in verdicts] for verdicts in both], beats
+
+    statuses, beats = asyncio.run(main())
+    assert statuses == [["correct", "correct", "timeout"], ["correct", "correct"]]
+    assert beats > 20
+
+
+def test_a_cancelled_task_withdraws_its_calls():
+    async def main(one):
+        requests = [VerifyRequest("sleep 0.5", "")] * 20
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(one.averify(requests), 0.2)
+        started = time.monotonic()
+        for _ in range(6):
+            await one.averify([VerifyRequest("echo b", "")])
+        return time.monotonic() - started
+
+    with make(workers=1) as one:
+        one.warm()
+        assert asyncio.run(main(one)) < 2.0
+
+
+def test_an_answer_larger_than_a_pipe_holds_passes_while_requests_wait(runner):
+    requests = [VerifyRequest("echo " + "x" * 300_000, {"π": "π" * 100_000}) for _ in range(40)]
+    assert {v.evidence[:3] for v in runner.verify(requests)} == {"xxx"}
+
+
 def test_large_requests_and_any_unicode_pass_through(runner):
     text = "é\ud800\x00" + "x" * 1_500
     huge = VerifyRequest("echo " + text, gold={"numbers": [1, None], "π": "π" * 2_000_000}, meta={"a": [1.5]})
@@ -155,7 +283,16 @@ def test_a_hang_is_killed_in_other_threads_at_once(runner):
     assert results == dict.fromkeys(range(3), HANG_JUDGED)
 
 
-def test_a_hang_is_killed_under_asyncio(runner):
+def test_a_hang_is_killed_in_an_asyncio_task(runner):
+    async def main():
+        requests = [VerifyRequest(response, "") for response in ("echo a", "spin", "echo b")]
+        return await asyncio.gather(*(runner.averify(requests) for _ in range(2)))
+
+    for verdicts in asyncio.run(main()):
+        assert [(v.score, v.status, v.evidence[:8]) for v in verdicts] == HANG_JUDGED
+
+
+def test_a_hang_is_killed_in_a_thread_of_asyncio(runner):
     async def main():
         return await asyncio.gather(*(asyncio.to_thread(hang_between_two_good_ones, runner) for _ in range(2)))
 
@@ -182,6 +319,25 @@ def test_a_hang_is_killed_in_a_forked_child_and_the_parents_worker_is_left_alone
         assert ask(one, "pid")[0].evidence == parents_worker
         os.close(read_end)
         os.close(write_end)
+
+
+def test_a_hang_is_killed_in_a_ray_task():
+    ray = pytest.importorskip("ray")
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(folders)}}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    try:
+
+        def task():
+            import test_pool  # not what pickles well: the function of this very module
+
+            with test_pool.make() as inside:
+                return test_pool.hang_between_two_good_ones(inside)
+
+        futures = [ray.remote(task).remote() for _ in range(2)]
+        assert ray.get(futures, timeout=60) == [HANG_JUDGED, HANG_JUDGED]
+    finally:
+        ray.shutdown()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")

@@ -25,7 +25,7 @@ def ask(runner, *responses):
         ("exact", {"marker": "#", "answer_pattern": "(a)", "answer_template": "{}"}, ["verifier", "keep one"]),
         ("exact", {"marker": " "}, ["verifier.marker", "visible"]),
         ("countdown", {"use_all": 1}, ["verifier.use_all"]),
-        ("math", {"unboxed": "maybe"}, ["verifier.unboxed", "anchored"]),
+        ("math", {"unboxed": "maybe"}, ["verifier.unboxed", "reject"]),
         ("math", {"max_answer_chars": 0}, ["verifier.max_answer_chars"]),
         ("no_such_module:Kind", {}, ["no_such_module", "verifier.kind"]),
         ("collections:Counter", {}, ["not a verifier", "Options"]),
@@ -79,6 +79,42 @@ def test_gold_response_is_the_same_in_process_and_isolated(either):
     assert either.gold_response("4\n2", {}) == "echo 4\n2"
     with pytest.raises(BadGold, match="no gold"):
         either.gold_response(None, {})
+
+
+@pytest.mark.parametrize("kind", ["hostile_kinds:InProcessExplained", "hostile_kinds:Explained"])
+def test_an_explanation_has_the_verifiers_own_rows_in_their_order(kind):
+    with Runner(kind, {}, timeout_s=0.5) as runner:
+        rows = runner.explain(VerifyRequest("why", ""))
+        assert list(rows.items()) == [("second", "z"), ("first", "why")]
+        assert "LookupError: oh" in runner.explain(VerifyRequest("raises", ""))["fault"]
+
+
+def test_an_explanation_that_hangs_is_cut_off():
+    with Runner("hostile_kinds:Explained", {}, timeout_s=0.3, workers=1) as runner:
+        assert runner.explain(VerifyRequest("hang", "")) == {"fault": "no verdict within 0.3 s"}
+        assert runner.explain(VerifyRequest("ok", ""))["first"] == "ok"
+
+
+def test_a_kind_without_explanations_shows_its_verdict(either):
+    assert either.explain(VerifyRequest("echo me", "")) == {"answer": "None", "evidence": "me", "status": "correct"}
+    assert "LookupError: oh" in either.explain(VerifyRequest("raises oh", ""))["evidence"]
+
+
+def test_the_parts_of_a_verdict_come_through(either):
+    (verdict,) = ask(either, "graded 0.25")
+    assert verdict.parts == {"half": 0.25, "unknown": None}
+
+
+def test_submitted_requests_are_judged_in_order_when_asked_for(either):
+    first = either.submit([VerifyRequest(f"echo {i}", "") for i in range(20)])
+    second = either.submit([VerifyRequest("echo last", ""), VerifyRequest("echo bad", {1})])
+    assert [v.evidence for v in first()] == [str(i) for i in range(20)]
+    assert second()[0].evidence == "last"
+
+
+def test_a_stream_numbers_every_request_also_those_that_cannot_be_sent(either):
+    requests = [VerifyRequest("echo a", ""), VerifyRequest("echo b", ""), VerifyRequest("raises c", "")]
+    assert {i: str(v.status) for i, v in either.stream(requests)} == {0: "correct", 1: "correct", 2: "verifier_fault"}
 
 
 def test_no_requests_give_no_verdicts_and_start_no_worker():

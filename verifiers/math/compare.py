@@ -56,7 +56,7 @@ from verifiers.math.syntax import (
     is_scalar,
 )
 
-_MAX_PAIRWISE = 60
+_MAX_PAIRWISE = 30
 
 
 @dataclass(frozen=True, slots=True)

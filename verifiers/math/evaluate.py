@@ -289,7 +289,7 @@ class Precise:
 
 
 def _weight(name: str, position: int) -> Numeric:
-    digest = hashlib.sha256(f"{name}/{position}".encode()).digest()
+    digest = hashlib.sha256(f"{name}/{position}".encode(errors="surrogatepass")).digest()
     return mp.mpf(int.from_bytes(digest[:8], "big") + 1) / 2**63
 
 

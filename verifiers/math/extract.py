@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from verifiers.text import answer_text, final_boxes
+from verifiers.text import Box, answer_text, contents_of, last_boxes
 
 TAIL_CHARS = 6_000
 SHORT_CHARS = 200
@@ -76,8 +76,8 @@ def find_answer(response: str, *, unboxed: bool) -> Found:
     visible = answer_text(response)
     if visible is None:
         return Found(None, "the response ends while thinking")
-    boxes = final_boxes(visible)
-    if boxes is not None:
+    boxes = last_boxes(visible)
+    if boxes:
         return _boxed(visible, boxes)
     if not unboxed:
         return Found(None, "no box")
@@ -119,16 +119,14 @@ def _content(match: re.Match[str]) -> str:
     return next(group for group in match.groups() if group is not None).strip()
 
 
-def _boxed(visible: str, boxes: list[str]) -> Found:
-    if not boxes:
+def _boxed(visible: str, boxes: list[Box]) -> Found:
+    contents = contents_of(visible, boxes)
+    if not contents:
         return Found(None, "the last box is empty or never closed")
-    text = ", ".join(boxes)
-    if len(boxes) == 1:
-        end = visible.rfind(boxes[0]) + len(boxes[0])
-        closing = re.compile(r"\s*\}").match(visible, end)
-        if closing and _PERCENT_AFTER_BOX.match(visible, closing.end()):
-            text += r"\%"
-    return Found(text, "the last box" if len(boxes) == 1 else "the last boxes, joined", boxed=True)
+    if len(contents) > 1:
+        return Found(", ".join(contents), "the last boxes, joined", boxed=True)
+    percent = _PERCENT_AFTER_BOX.match(visible, boxes[-1].end) and not contents[0].rstrip().endswith("%")
+    return Found(contents[0] + (r"\%" if percent else ""), "the last box", boxed=True)
 
 
 def _unboxed(visible: str) -> Found:

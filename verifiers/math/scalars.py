@@ -103,7 +103,7 @@ def _infinity(node: Node) -> int:
 @lru_cache(maxsize=4_096)
 def _coordinate(name: str, index: int) -> Any:
     """A fixed generic number between 0.6 and 2.4."""
-    digest = hashlib.sha256(f"{index}:{name}".encode()).digest()
+    digest = hashlib.sha256(f"{index}:{name}".encode(errors="surrogatepass")).digest()
     return mp.mpf(Fraction(6, 10).numerator) / 10 + mp.mpf(int.from_bytes(digest[:20], "big")) / 2**160 * mp.mpf("1.8")
 
 

@@ -1,0 +1,144 @@
+"""One step's trajectories: sample, judge while sampling goes on, drop what teaches nothing, refill.
+
+Shapes: N trajectories of a step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from data.example import Example
+from prm.signal import RewardSource, Signal
+from rollout.engine import Prompt, SamplingParams, derive_seed
+from rollout.trajectory import Trajectory
+from verifiers.verdict import Verdict
+
+if TYPE_CHECKING:
+    from trainer.loop import LoopState
+    from trainer.train import Session
+
+
+@dataclass(slots=True)
+class Rollouts:
+    """All trajectories of a step with what the sources said. reward_N: weighted sum of outcomes, NaN where any source
+    could not judge. kept: indices of the trajectories that are trained on, whole groups in order. verify_wait_s: how
+    long the loop waited for the sources once everything was generated (a clock reading)."""
+
+    trajectories: list[Trajectory]
+    examples: list[Example]
+    signals: list[Signal]
+    reward_N: Tensor
+    kept: list[int]
+    refills: int
+    groups: int
+    flat_groups: int
+    verify_wait_s: float = 0.0
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """The rule verdicts, if a source gives any."""
+        return next((s.labels["verdict"] for s in self.signals if "verdict" in s.labels), [])
+
+    @property
+    def verify_s(self) -> float:
+        """Seconds the rule verdicts took, summed over the workers (a clock reading)."""
+        return sum(v.milliseconds for v in self.verdicts) / 1000
+
+
+def collect(session: Session, state: LoopState) -> Rollouts:
+    """Groups for one step, refilled as often as the recipe allows."""
+    config, train = session.config, session.train_examples
+    rollout, zero_variance = config.rollout, config.objective.zero_variance
+    sampling = SamplingParams(rollout.max_response_tokens, rollout.temperature, rollout.top_p, tuple(rollout.stop))
+    trajectories: list[Trajectory] = []
+    examples: list[Example] = []
+    parts: list[list[Signal]] = []
+    rewards: list[Tensor] = []
+    kept: list[int] = []
+    flat_groups = refills = 0
+    verify_wait_s = 0.0
+    for attempt in range(1 + zero_variance.max_refills):
+        refills = attempt
+        drawn = [train[i] for i in state.sampler.next(rollout.prompts_per_step)]
+        offset = attempt * rollout.prompts_per_step
+        prompts = [Prompt(e.id, offset + p, session.prepared.prompt_ids[e.id]) for p, e in enumerate(drawn)]
+        seed = derive_seed(config.seed, "rollout", state.step, attempt)
+        judging = Judging(session.sources, {prompt.group: e for prompt, e in zip(prompts, drawn, strict=True)})
+        new = session.engine.generate(prompts, rollout.samples_per_prompt, sampling, seed, judging.on_group)
+        generated = time.monotonic()
+        signals = judging.signals(new)
+        verify_wait_s += time.monotonic() - generated
+        reward_N = total_outcome(signals, [part.weight for part in config.sources])
+        if config.train.shuffle_rewards:
+            generator = torch.Generator().manual_seed(derive_seed(config.seed, "shuffle", state.step, attempt))
+            reward_N = reward_N[torch.randperm(len(reward_N), generator=generator)]
+        groups, flat = informative_groups(new, reward_N, zero_variance.drop)
+        flat_groups += flat
+        kept += [len(trajectories) + i for group in groups for i in group]
+        trajectories += new
+        examples += [drawn[t.group - offset] for t in new]
+        parts.append(signals)
+        rewards.append(reward_N)
+        if len({trajectories[i].group for i in kept}) >= rollout.prompts_per_step:
+            break
+    kept = first_groups(trajectories, kept, rollout.prompts_per_step)
+    merged = [Signal.concat([p[s] for p in parts]) for s in range(len(session.sources))]
+    total_groups = (refills + 1) * rollout.prompts_per_step
+    return Rollouts(
+        trajectories, examples, merged, torch.cat(rewards), kept, refills, total_groups, flat_groups, verify_wait_s
+    )
+
+
+class Judging:
+    """The sources at work on one batch of prompts while it is being generated. examples: by group. What it gives does
+    not depend on the order in which groups or verdicts come."""
+
+    def __init__(self, sources: Sequence[RewardSource], examples: Mapping[int, Example]):
+        self._sources, self._examples = sources, examples
+        self._started: dict[int, dict[int, Callable[[], Signal]]] = {
+            s: {} for s, source in enumerate(sources) if hasattr(source, "start")
+        }
+
+    def on_group(self, group: list[Trajectory]) -> None:
+        """Start judging a group in the sources that can."""
+        asked = [self._examples[t.group] for t in group]
+        for s, started in self._started.items():
+            started[group[0].group] = self._sources[s].start(group, asked)  # type: ignore[attr-defined]
+
+    def signals(self, trajectories: Sequence[Trajectory]) -> list[Signal]:
+        """What each source says about all trajectories, in their order (by group, then sample)."""
+        asked = [self._examples[t.group] for t in trajectories]
+        return [
+            Signal.concat([self._started[s][group]() for group in sorted(self._started[s])])
+            if s in self._started
+            else source.score(trajectories, asked)
+            for s, source in enumerate(self._sources)
+        ]
+
+
+def total_outcome(signals: list[Signal], weights: list[float]) -> Tensor:
+    """Weighted sum of the sources' outcomes [N]; NaN as soon as one of them could not judge."""
+    return torch.stack([w * s.outcome_N for w, s in zip(weights, signals, strict=True)]).sum(0)
+
+
+def informative_groups(
+    trajectories: list[Trajectory], reward_N: Tensor, drop_zero_variance: bool
+) -> tuple[list[list[int]], int]:
+    """(groups of judged trajectories worth training on, number of groups whose rewards are all equal)."""
+    groups: dict[int, list[int]] = {}
+    for i, trajectory in enumerate(trajectories):
+        if not torch.isnan(reward_N[i]):
+            groups.setdefault(trajectory.group, []).append(i)
+    flat = {g for g, index in groups.items() if len({float(reward_N[i]) for i in index}) == 1}
+    return [index for g, index in groups.items() if not (drop_zero_variance and g in flat)], len(flat)
+
+
+def first_groups(trajectories: list[Trajectory], kept: list[int], limit: int) -> list[int]:
+    allowed = set(list(dict.fromkeys(trajectories[i].group for i in kept))[:limit])
+    return [i for i in kept if trajectories[i].group in allowed]
