@@ -17,6 +17,7 @@ from verifiers.math.syntax import (
     Text,
     Unit,
     Unreadable,
+    walk,
 )
 
 _MAX_BASE = 36
@@ -35,7 +36,7 @@ def member_of(node: Node) -> Node:
 
 
 def has_letters(node: Node) -> bool:
-    return isinstance(node, Sym) or (isinstance(node, Op) and any(has_letters(a) for a in node.args))
+    return any(isinstance(n, Sym) for n in walk(node))
 
 
 def negative(node: Node) -> Node:

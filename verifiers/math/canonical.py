@@ -7,7 +7,7 @@ from typing import Any
 from verifiers.math.evaluate import Precise, Undefined, exact, mp
 from verifiers.math.realsets import is_set_like, pieces_of
 from verifiers.math.scalars import generic_point
-from verifiers.math.syntax import Matrix, Node, Num, Ratio, Rel, Seq, Text, Unit, is_scalar, show, variables
+from verifiers.math.syntax import Matrix, Node, Num, Ratio, Rel, Seq, Text, Unit, is_scalar, show, variables, written
 
 _MAX_CHARS = 400
 _DIGITS = 12
@@ -54,12 +54,12 @@ def is_number(node: Node) -> bool:
 
 def _scalar(node: Node) -> str:
     value = exact(node)
+    if value is not None:
+        return written(value)
     try:
-        if value is not None:
-            return str(value)
         names = sorted(variables(node))
         number = _number(Precise(generic_point(names)).value(node))
-    except (Undefined, ValueError):  # no value, or too many digits to print
+    except Undefined:
         return show(node)
     return f"[{' '.join(names)}] {number}" if names else number
 

@@ -19,7 +19,7 @@ from verifiers.math.syntax import Matrix, Node, Num, Op, Seq, Sym, Unit
 
 DIGITS = 60
 MAX_EXACT_BITS = 60_000
-MAX_EXACT_FACTORIAL = 3_000
+MAX_EXACT_FACTORIAL = 1_000
 MAX_LOG2 = 1e9  # of a result that is computed at all
 MAX_FACTORIAL = 10**9
 
@@ -258,7 +258,8 @@ class Precise:
 
     def _root(self, x: Node, degree: Node) -> Numeric:
         value, n = self._value(x), self._value(degree)
-        if isinstance(value, mp.mpf) and value < 0 and isinstance(n, mp.mpf) and n == int(n) and int(n) % 2:
+        odd = isinstance(n, mp.mpf) and abs(n) < MAX_FACTORIAL and n == int(n) and int(n) % 2
+        if isinstance(value, mp.mpf) and value < 0 and odd:
             return -mp.power(-value, 1 / n)  # the real root, as in school
         return mp.sqrt(value) if n == 2 else mp.power(value, 1 / n)
 

@@ -74,6 +74,18 @@ class Stream:
         if not self.accept(value):
             raise Unreadable(f"expected '{value}' before {self.here()}")
 
+    def deeper(self) -> None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise Unreadable(f"nested deeper than {MAX_DEPTH}")
+
+    def minus(self) -> bool:
+        """Consume plus and minus signs; whether they come to a minus."""
+        minus = False
+        while self.at("+", "-"):
+            minus ^= self.take().value == "-"
+        return minus
+
     def here(self) -> str:
         token = self.peek()
         return "the end" if token.kind == "end" else f"'{token.source or token.value}'"
@@ -146,11 +158,9 @@ class Expressions(Stream, ABC):
         return negative(node) if signs % 2 else node
 
     def _operand(self) -> Node:
-        if self.at("+", "-"):
-            sign = str(self.take().value)
-            node = self._operand()
-            return negative(node) if sign == "-" else node
-        return self.power()
+        minus = self.minus()
+        node = self.power()
+        return negative(node) if minus else node
 
     def _juxtaposed(self, left: Node) -> bool:
         token = self.peek()
@@ -235,7 +245,9 @@ class Expressions(Stream, ABC):
                 raise Unreadable("a double superscript")
         elif self.at("*") and self.peek(1).value == "*" and not self.peek(1).spaced:
             self.index += 2
+            self.deeper()
             base = raised(base, self._operand())
+            self.depth -= 1
         return base
 
     def _primes(self) -> bool:
@@ -258,7 +270,7 @@ class Expressions(Stream, ABC):
             self.expect("}")
             return node
         if self.at("+", "-"):
-            minus = str(self.take().value) == "-"
+            minus = self.minus()
             node = self._exponent()
             return negative(node) if minus else node
         return self.atom()
@@ -308,9 +320,7 @@ class Expressions(Stream, ABC):
     # ---- atoms ---------------------------------------------------
 
     def atom(self) -> Node:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Unreadable(f"nested deeper than {MAX_DEPTH}")
+        self.deeper()
         try:
             return self._atom()
         finally:
@@ -480,9 +490,7 @@ class Expressions(Stream, ABC):
         """What stands in braces: an expression, or nothing but brackets around it."""
         bar, colon = self.bar_closes, self.colon_closes
         self.bar_closes = self.colon_closes = False
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Unreadable(f"nested deeper than {MAX_DEPTH}")
+        self.deeper()
         node = self.relation()
         if self.at("over", "choose"):
             name = "div" if self.take().value == "over" else "binom"

@@ -50,6 +50,8 @@ _VALUE = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_\w|\([a-z]\))?")
+_WORDS_BEFORE_FORMULA = re.compile(r"[A-Za-z]{2}[^$\\]*(?:\$|\\[(\[])")
+_STATES = re.compile(r"(?:The|Our)\s.*\b(?:is|are)\b", re.DOTALL)
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _VERB = re.compile(
     r"(?:'s\b|\b(?:is|are|was|were|be|equals|equal\s+to|totals?|total\s+of|becomes|has|have|to)\b|=|:)", re.IGNORECASE
@@ -85,10 +87,12 @@ def find_answer(response: str, *, unboxed: bool) -> Found:
 
 
 def candidates(text: str) -> list[str]:
-    """A statement as it stands, and the one value in it, to be tried in this order."""
+    """A statement as it stands and the one value in it, in the order to be tried: words before a formula are prose."""
     stripped = _tidy(text)
     value = one_value(stripped)
-    return [stripped] if value is None or value == stripped else [stripped, value]
+    if value is None or value == stripped:
+        return [stripped]
+    return [value, stripped] if _WORDS_BEFORE_FORMULA.match(stripped) else [stripped, value]
 
 
 def one_value(sentence: str) -> str | None:
@@ -179,18 +183,19 @@ def _statement(tail: str, start: int) -> str:
 
 
 def _conclusion(tail: str) -> str | None:
-    """The value of the last sentence that has values, if the last paragraph concludes: by a word such as 'therefore',
-    by setting the value in bold, or by being that one sentence."""
+    """The value of the last sentence that has one, if the last paragraph concludes: by a word such as 'therefore', by
+    setting the value in bold, by 'The range of f is VALUE.', or by being that one sentence."""
     paragraph = _PARAGRAPH.split(tail)[-1].rstrip(" .\n!")
     sentences = _SENTENCE.split(paragraph)
     for index in range(len(sentences) - 1, -1, -1):
         sentence = sentences[index]
-        if not _VALUE.search(sentence):
+        values = list(_VALUE.finditer(sentence))
+        if all(_NAME.fullmatch(_content(m)) for m in values):
             continue
         concludes = any(_CONCLUDES.search(s) for s in sentences[: index + 1]) or _BOLD.search(sentence)
-        if not concludes and not (len(sentences) == 1 and len(sentence) <= SHORT_CHARS and tail.endswith(".")):
-            return None
-        return one_value(sentence)
+        states = _STATES.match(sentence) and not sentence[values[-1].end() :].strip(" .")
+        alone = len(sentences) == 1 and len(sentence) <= SHORT_CHARS
+        return one_value(sentence) if concludes or (tail.endswith(".") and (states or alone)) else None
     return None
 
 

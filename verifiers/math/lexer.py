@@ -17,7 +17,7 @@ MAX_CHARS = 20_000
 MAX_TOKENS = 12_000
 MAX_DIGITS = 2_000
 MAX_EXPONENT = 5_000
-_MAX_BASE = 36
+_MAX_FONTS = 10  # of \mathrm{\mathbf{...}} in one another
 
 
 class Token(NamedTuple):
@@ -160,8 +160,8 @@ def tokenise(text: str, *, thousands: bool = True) -> list[Token]:
 
 
 class _Lexer:
-    def __init__(self, text: str, *, thousands: bool = True):
-        self.text, self.position, self.thousands = text, 0, thousands
+    def __init__(self, text: str, *, thousands: bool = True, fonts: int = 0):
+        self.text, self.position, self.thousands, self.fonts = text, 0, thousands, fonts
         self.tokens: list[Token] = []
         self.spaced = False
         self.brackets = 0  # inside ( [ \{ a comma separates, outside it may group thousands
@@ -318,7 +318,9 @@ class _Lexer:
             or (name in ("mathrm", "mathbf", "mathnormal") and "\\" in words)
             or "\\frac" in words
         ):
-            inner = _Lexer(words)
+            if self.fonts == _MAX_FONTS:
+                raise Unreadable(f"nested deeper than {_MAX_FONTS}")
+            inner = _Lexer(words, fonts=self.fonts + 1)
             inner.brackets = self.brackets
             self.tokens += inner.run()
         else:

@@ -33,8 +33,9 @@ def reading(node: Node) -> tuple[tuple[Node, ...], Node | None] | None:
     if not values:  # f(y) = y, x = y
         return node.items[:1], node.items[-1]
     constants = [v for v in values if is_scalar(v) and not variables(v)]
+    is_constant = frozenset(constants).__contains__
     for first, second, op in _neighbours(node):
-        if first in constants and second in constants and not _agree(first, second, rounded=op == "~"):
+        if is_constant(first) and is_constant(second) and not _agree(first, second, rounded=op == "~"):
             return None
     if len(constants) > 1:
         exact_first = constants[0]

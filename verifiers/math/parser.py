@@ -23,6 +23,7 @@ from verifiers.math.syntax import (
     Text,
     Unit,
     Unreadable,
+    depth,
     is_scalar,
 )
 from verifiers.math.vocabulary import FUNCTIONS, SEPARATOR_WORDS
@@ -34,11 +35,15 @@ _RELATIONS = {
 _NUMBER_SETS = frozenset(["integers", "naturals", "rationals", "complexes"])
 _MATRICES = frozenset(["matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "Vmatrix", "smallmatrix", "array"])
 _SYSTEMS = frozenset(["cases", "aligned", "align", "gathered", "split", "dcases", "rcases"])
+_MAX_TREE_DEPTH = 100
 
 
 def parse(text: str, *, thousands: bool = True) -> Node:
     """The form of a whole answer. thousands: see `tokenise`. Raises `Unreadable`; linear in the text."""
-    return _Parser(tokenise(text, thousands=thousands)).answer()
+    node = _Parser(tokenise(text, thousands=thousands)).answer()
+    if depth(node) > _MAX_TREE_DEPTH:  # 3!!!!! and 1/2/3/4 nest without brackets
+        raise Unreadable(f"a form of more than {_MAX_TREE_DEPTH} levels")
+    return node
 
 
 class _Parser(Expressions):

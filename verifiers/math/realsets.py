@@ -33,9 +33,9 @@ def pieces_of(node: Node) -> Pieces | None:
     """The pieces of a set of reals; None if `node` is none, or has parameters, or is beyond linear inequalities."""
     try:
         found = _pieces(node)
+        return None if found is None else _normal(found)
     except Undefined:
         return None
-    return None if found is None else _normal(found)
 
 
 def variable_of(node: Node) -> str | None:

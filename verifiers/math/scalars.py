@@ -202,7 +202,7 @@ def rounds_to(gold: Node, answer: Node) -> bool:
             precise = constant(answer)
         except Undefined:
             return False
-        if not mp.isfinite(precise) or mp.im(precise) != 0:
+        if not mp.isfinite(precise) or mp.im(precise) != 0 or abs(precise) > abs(int(target)) + 2:
             return False
         value = Fraction(int(mp.nint(mp.re(precise) * mp.mpf(10) ** (places + 20))), 10 ** (places + 20))
     return abs(value - target) <= Fraction(1, 2 * 10**places)

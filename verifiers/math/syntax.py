@@ -160,6 +160,15 @@ def walk(node: Node) -> Iterator[Node]:
         stack.extend(children(current))
 
 
+def depth(node: Node) -> int:
+    """Levels of the tree; 1 for a leaf."""
+    level, count = [node], 0
+    while level:
+        count += 1
+        level = [child for parent in level for child in children(parent)]
+    return count
+
+
 def variables(node: Node) -> frozenset[str]:
     """Names of the free symbols."""
     return frozenset(n.name for n in walk(node) if isinstance(n, Sym) and n.name not in CONSTANTS)
@@ -170,11 +179,19 @@ def is_scalar(node: Node) -> bool:
     return isinstance(node, Num | Sym | Op) and not (isinstance(node, Op) and node.name in ("union", "inter", "minus"))
 
 
+def written(value: Fraction) -> str:
+    """In hexadecimal if it has more decimal digits than Python prints."""
+    try:
+        return str(value)
+    except ValueError:
+        return f"{value.numerator:#x}/{value.denominator:#x}"
+
+
 def show(node: Node) -> str:
     """The parsed form for a person to read."""
     match node:
         case Num(value):
-            return str(value)
+            return written(value)
         case Sym(name):
             return name
         case Op("neg", (x,)):

@@ -53,8 +53,11 @@ class Reading(NamedTuple):
 
 
 class Judgement(NamedTuple):
+    """text: what was read as the answer. answer: its canonical form. No tree, because thousands are kept."""
+
     decision: Decision
-    answer: Reading
+    text: str
+    answer: str
 
 
 @VERIFIERS.register("math")
@@ -97,11 +100,10 @@ class MathVerifier:
                 0.0, Status.NO_ANSWER, f"the answer is longer than {self.options.max_answer_chars} characters"
             )
         short = len(found.text) + len(gold_text) <= _CACHED_CHARS
-        judgement = (self._judge_cached if short else self._judge)(gold_text, found)
-        decision, answer = judgement
+        decision, text, answer = (self._judge_cached if short else self._judge)(gold_text, found)
         status = Status.CORRECT if decision.equal else Status.WRONG
-        evidence = f"{decision.rule}: answer {_clip(answer.text)!r} ({found.rule}), gold {_clip(gold_text)!r}"
-        return Verdict(float(decision.equal), status, evidence, answer=canonical(answer.form, answer.text))
+        evidence = f"{decision.rule}: answer {_clip(text)!r} ({found.rule}), gold {_clip(gold_text)!r}"
+        return Verdict(float(decision.equal), status, evidence, answer=answer)
 
     def explain(self, request: VerifyRequest) -> dict[str, str]:
         """How `verify` comes to its verdict, in rows for a person."""
@@ -110,7 +112,8 @@ class MathVerifier:
         found = find_answer(request.response, unboxed=self._unboxed)
         rows = {"gold": gold_text, "gold read as": _shown(gold), "answer found": found.rule}
         if found.text is not None:
-            decision, answer = self._judge(gold_text, found)
+            answer = _reading_of(found)
+            decision = self._decide(gold, answer)
             rows |= {"answer": answer.text, "answer read as": _shown(answer), "decided by": decision.rule}
         return rows
 
@@ -118,13 +121,9 @@ class MathVerifier:
         return f"\\boxed{{{_gold_text(gold)}}}"
 
     def _judge(self, gold_text: str, found: Found) -> Judgement:
-        gold = self._read_gold(gold_text)
-        assert found.text is not None
-        texts = [found.text] if found.boxed else candidates(found.text)
-        answer = read(texts[0])
-        if answer.form is None or isinstance(answer.form, Text):
-            answer = next((r for t in texts[1:] if (r := read(t)).form is not None), answer)
-        return Judgement(self._decide(gold, answer), answer)
+        answer = _reading_of(found)
+        decision = self._decide(self._read_gold(gold_text), answer)
+        return Judgement(decision, answer.text, canonical(answer.form, answer.text))
 
     def _decide(self, gold: Reading, answer: Reading) -> Decision:
         if _squeezed(gold.text) == _squeezed(answer.text) and (gold.form is None or answer.form is not None):
@@ -164,6 +163,16 @@ def read(text: str, *, thousands: bool = True) -> Reading:
         return Reading(text, None, str(error), covered=False)
     except Unreadable as error:
         return Reading(text, Text(text) if _PROSE.match(text) else None, str(error))
+
+
+def _reading_of(found: Found) -> Reading:
+    """Of a statement that cannot be read as it stands, the one value in it."""
+    assert found.text is not None
+    texts = [found.text] if found.boxed else candidates(found.text)
+    answer = read(texts[0])
+    if answer.form is None or isinstance(answer.form, Text):
+        answer = next((r for t in texts[1:] if (r := read(t)).form is not None), answer)
+    return answer
 
 
 def _gold_text(gold: Any) -> str:
