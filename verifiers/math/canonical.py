@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from verifiers.math.evaluate import Precise, Undefined, exact, mp
+from verifiers.math.names import reading
 from verifiers.math.realsets import is_set_like, pieces_of
 from verifiers.math.scalars import generic_point
-from verifiers.math.syntax import Matrix, Node, Num, Ratio, Rel, Seq, Text, Unit, is_scalar, show, variables, written
+from verifiers.math.syntax import Matrix, Node, Ratio, Rel, Seq, Text, Unit, is_scalar, show, variables, written
 
 _MAX_CHARS = 400
 _DIGITS = 12
@@ -33,8 +34,9 @@ def _write(node: Node) -> str:
             return words.casefold()
         case Unit(value, unit):
             return f"{_write(value)} deg" if unit == "deg" else _write(value)
-        case Rel(items, ops) if set(ops) == {"="}:
-            return _write(items[-1]) if len(ops) == 1 and not is_number(items[0]) else show(node)
+        case Rel():
+            names, value = reading(node) or ((), None)
+            return _write(value) if names and value is not None and value not in names else show(node)
         case Seq("list" | "set", items):
             return "{" + ", ".join(sorted(map(_write, items))) + "}"
         case Seq(_, items, opening, closing):
@@ -46,10 +48,6 @@ def _write(node: Node) -> str:
         case Ratio(parts):
             return ":".join(map(_write, parts))
     return show(node)
-
-
-def is_number(node: Node) -> bool:
-    return isinstance(node, Num)
 
 
 def _scalar(node: Node) -> str:

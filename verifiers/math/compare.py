@@ -16,6 +16,7 @@ from verifiers.math.equations import FLIPPED, difference_of, reversed_relation, 
 from verifiers.math.evaluate import exact
 from verifiers.math.names import (
     are_distinct,
+    comparable,
     contradicting,
     named_value,
     names_of,
@@ -33,6 +34,7 @@ from verifiers.math.shapes import (
     has_ellipsis,
     has_pi,
     is_kind,
+    is_ordered,
     is_undefined,
     items_of,
     kind_of,
@@ -54,9 +56,10 @@ from verifiers.math.syntax import (
     Text,
     Unit,
     is_scalar,
+    walk,
 )
 
-_MAX_PAIRWISE = 30
+_MAX_PAIRED_NODES = 10_000  # of items that are compared each with each
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,11 @@ def _yes(rule: str) -> Decision:
 
 def _no(rule: str) -> Decision:
     return Decision(False, rule)
+
+
+def _are_few(items: Sequence[Node]) -> bool:
+    """Whether there is time to compare each with each."""
+    return len(items) * sum(1 for item in items for _ in walk(item)) <= _MAX_PAIRED_NODES
 
 
 class _Comparison:
@@ -201,7 +209,7 @@ class _Comparison:
         if gold_reading is None or answer_reading is None:
             return _no("a statement that contradicts itself")
         (gold_labels, gold_value), (answer_labels, answer_value) = gold_reading, answer_reading
-        if gold_value is not None and answer_value is not None:
+        if gold_value is not None and answer_value is not None and comparable(gold_labels, answer_labels):
             decision = self._labelled(gold_labels, gold_value, answer_labels, answer_value)
             if decision.equal or not (isinstance(gold, Rel) and isinstance(answer, Rel)):
                 return decision
@@ -275,8 +283,8 @@ class _Comparison:
         gold_items, answer_items = items_of(gold), items_of(answer)
         if is_kind(gold, "set") or is_kind(answer, "set"):
             return self._sets(gold, answer)
-        if is_kind(gold, "tuple") or is_kind(answer, "tuple"):
-            whole = gold if is_kind(gold, "tuple") else answer
+        if is_ordered(gold) or is_ordered(answer):
+            whole = gold if is_ordered(gold) else answer
             listed = answer_items if whole is gold else gold_items
             if any(isinstance(item, Seq) for item in listed):
                 return _no("a list of tuples is not one tuple")
@@ -329,13 +337,14 @@ class _Comparison:
     def _distinct_items(self, items: Sequence[Node]) -> list[Node]:
         kept: list[Node] = []
         seen: set[Fraction] = set()
+        few = _are_few([item for item in items if exact_or_none(item) is None])
         for item in items:
             value = exact(item) if is_scalar(item) else None
             if value is not None:
                 if value in seen:
                     continue
                 seen.add(value)
-            elif len(kept) <= _MAX_PAIRWISE and any(self.same(item, k) for k in kept if exact_or_none(k) is None):
+            elif few and any(self.same(item, k) for k in kept if exact_or_none(k) is None):
                 continue
             kept.append(item)
         return kept
@@ -360,7 +369,7 @@ class _Comparison:
             else:
                 rest.append(item)
         left = [item for index, item in enumerate(left) if index not in used]
-        if len(rest) > _MAX_PAIRWISE:
+        if not (_are_few(rest) and _are_few(left)):
             return _no(f"different {what}s (too long to try all pairs)")
         for item in rest:
             found = next((k for k, candidate in enumerate(left) if self.same(item, candidate)), None)
@@ -392,7 +401,8 @@ class _Comparison:
         gold_parts = gold.parts if isinstance(gold, Ratio) else None
         answer_parts = answer.parts if isinstance(answer, Ratio) else None
         if gold_parts is not None and answer_parts is not None and len(gold_parts) == len(answer_parts):
-            if has_ellipsis(gold_parts) or not all(map(is_scalar, (*gold_parts, *answer_parts))):
+            parts = (*gold_parts, *answer_parts)
+            if has_ellipsis(gold_parts) or not all(map(is_scalar, parts)) or any(exact(part) == 0 for part in parts):
                 return self._in_order(gold_parts, answer_parts, "ratio")
             first = gold_parts[0], answer_parts[0]
             for g, a in zip(gold_parts[1:], answer_parts[1:], strict=True):

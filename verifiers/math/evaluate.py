@@ -11,15 +11,17 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from itertools import islice
 from typing import Any
 
 from mpmath.ctx_mp import MPContext
 
-from verifiers.math.syntax import Matrix, Node, Num, Op, Seq, Sym, Unit
+from verifiers.math.syntax import Matrix, Node, Num, Op, Seq, Sym, Unit, walk
 
 DIGITS = 60
 MAX_EXACT_BITS = 60_000
 MAX_EXACT_FACTORIAL = 1_000
+MAX_NODES = 600  # evaluated to `DIGITS` digits, again and again
 MAX_LOG2 = 1e9  # of a result that is computed at all
 MAX_FACTORIAL = 10**9
 
@@ -174,6 +176,8 @@ class Precise:
 
     def value(self, node: Node) -> Numeric:
         """Raises `Undefined`."""
+        if any(True for _ in islice(walk(node), MAX_NODES, None)):
+            raise Undefined(f"more than {MAX_NODES} operations and values")
         try:
             result = self._value(node)
         except (ZeroDivisionError, OverflowError, ValueError, TypeError, KeyError, mp.NoConvergence) as error:

@@ -168,8 +168,8 @@ class Expressions(Stream, ABC):
             return (isinstance(left, Num) and self._mixed_number_ahead(left)) or not isinstance(left, Num)
         if token.kind == "word":
             return not self.at_separator() and self._factor_word(left, token)
-        if token.kind == "text":
-            return str(token.value).lower() in FUNCTIONS
+        if token.kind == "text":  # 9 \text{ min} is no function
+            return str(token.value).lower() in FUNCTIONS and self.peek(1).kind != "end"
         if token.kind == "cmd":
             return token.value in ATOM_COMMANDS or str(token.value) in FUNCTIONS or token.value in GREEK
         if token.value == "|":

@@ -48,7 +48,7 @@ def parse(text: str, *, thousands: bool = True) -> Node:
 
 class _Parser(Expressions):
     def answer(self) -> Node:
-        while self.accept(".", ",", ";", ":"):
+        while self.accept(".", ",", ";", ":", "approx"):
             pass
         if self.peek().kind == "end":
             raise Unreadable("nothing there")
@@ -124,7 +124,7 @@ class _Parser(Expressions):
             if str(self.peek().value).lower() in FUNCTIONS or self.peek(1).value == "_":
                 break
             words.append(str(self.take().value))
-        while not words and self._lonely_words():
+        if not words and self._lonely_words():
             while self.peek().kind == "word" and not self.at_separator():
                 words.append(str(self.take().value))
         if not words:

@@ -31,7 +31,7 @@ def is_loaded(words: str) -> bool:
 
 def with_unit(node: Node, words: str) -> Node:
     lowered = words.lower().strip(" .:")
-    if lowered in ("a.m", "am", "p.m", "pm") and isinstance(node, Ratio):
+    if lowered in ("a.m", "am", "p.m", "pm") and isinstance(node, Ratio | Num):
         return _clock(node, afternoon=lowered.startswith("p"))
     if (
         not lowered
@@ -62,8 +62,10 @@ def with_unit(node: Node, words: str) -> Node:
     return Unit(node, lowered)
 
 
-def _clock(node: Ratio, *, afternoon: bool) -> Node:
-    values = [part.value for part in node.parts if isinstance(part, Num) and part.value.denominator == 1]
-    if len(values) != 2 or len(node.parts) != 2 or not (1 <= values[0] <= 12 and 0 <= values[1] < 60):
+def _clock(node: Ratio | Num, *, afternoon: bool) -> Node:
+    parts = node.parts if isinstance(node, Ratio) else (node,)
+    values = [part.value for part in parts if isinstance(part, Num) and part.value.denominator == 1]
+    if len(values) != len(parts) or len(values) > 3 or not 1 <= values[0] <= 12 or max(values[1:], default=0) >= 60:
         raise Unreadable("not a time of day")
-    return Clock((int(values[0]) % 12 + 12 * afternoon) * 60 + int(values[1]))
+    hours, minutes, seconds = (*map(int, values), 0, 0)[:3]
+    return Clock(((hours % 12 + 12 * afternoon) * 60 + minutes) * 60 + seconds)

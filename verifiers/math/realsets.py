@@ -14,7 +14,7 @@ from verifiers.math.scalars import constant
 from verifiers.math.syntax import Builder, Node, Op, Rel, Seq, Sym, Unit, is_scalar, variables
 
 _TOLERANCE = mp.mpf(10) ** -40
-_MAX_PIECES = 200
+_MAX_PIECES = 50
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 
 
@@ -78,7 +78,10 @@ def same_pieces(a: Pieces, b: Pieces) -> bool:
 def _pieces(node: Node) -> Pieces | None:
     match node:
         case Seq("interval" | "tuple", (low, high), opening, closing):
-            return [Piece(constant(low), opening == "[", constant(high), closing == "]")]
+            ends = constant(low), constant(high)
+            if ends[0] > ends[1] or (ends[0] == ends[1] and (opening, closing) != ("[", "]")):
+                raise Undefined("no interval: nothing lies between its ends")
+            return [Piece(ends[0], opening == "[", ends[1], closing == "]")]
         case Seq("set", items):
             return [_point(constant(item)) for item in items if is_scalar(item)] if all(map(is_scalar, items)) else None
         case Seq("list", items, _, _, joiner):

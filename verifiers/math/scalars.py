@@ -173,8 +173,8 @@ def decimals(node: Node) -> int | None:
             return places
         case Op("neg", (x,)) | Unit(x, _):
             return decimals(x)
-        case Op("percent", (Num(_, places),)):
-            return 2 + (places or 0)
+        case Op("percent", (Num(_, int(places)),)):
+            return 2 + places
         case Op("mul", (Num(_, int(places)), Op("pow", (Num(base), Num(exponent))))) if base == 10:
             return max(0, places - int(exponent))
         case _:
@@ -182,19 +182,19 @@ def decimals(node: Node) -> int | None:
 
 
 def rounds_to(gold: Node, answer: Node) -> bool:
-    """Whether `gold` is a decimal and `answer` a more exact number that rounds to it.
+    """Whether `gold` is a decimal of two or more significant digits and `answer` a more exact number that rounds to it.
 
     A terminating decimal with more places counts only if the gold has at least two decimals and three significant
     digits: 9.8696 is right for 9.87, but 0.52 is not right for 0.5, which may well be exact.
     """
     places = decimals(gold)
     target = exact(gold)
-    if not places or target is None:
+    if not places or target is None or _significant(target, places) < 2:
         return False
     more = decimals(answer)
     value = exact(answer)
     if more is not None or (value is not None and _terminates(value)):
-        fine = places >= 2 and len(str(abs(target.numerator * 10**places // target.denominator)).lstrip("0")) >= 3
+        fine = places >= 2 and _significant(target, places) >= 3
         if value is None or not fine or (more is not None and more <= places):
             return False
     if value is None:
@@ -215,8 +215,7 @@ def approximates(gold: Node, answer: Node) -> bool:
     value = exact(answer)
     if not places or value is None or decimals(gold) is not None:
         return False
-    significant = len(str(abs(value.numerator * 10**places // value.denominator)).lstrip("0"))
-    if significant < FINE_DIGITS:
+    if _significant(value, places) < FINE_DIGITS:
         return False
     rational = exact(gold)
     if rational is not None and _terminates(rational):
@@ -228,6 +227,11 @@ def approximates(gold: Node, answer: Node) -> bool:
     if not mp.isfinite(target) or mp.im(target) != 0:
         return False
     return bool(abs(mp.re(target) - mp.mpf(value.numerator) / value.denominator) < mp.mpf(10) ** -places)
+
+
+def _significant(value: Fraction, places: int) -> int:
+    """Significant digits of a decimal with that many places."""
+    return len(str(abs(value.numerator * 10**places // value.denominator)).lstrip("0"))
 
 
 def _terminates(value: Fraction) -> bool:

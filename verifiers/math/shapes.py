@@ -151,6 +151,11 @@ def is_kind(node: Node, kind: str) -> bool:
     return isinstance(node, Seq) and node.kind == kind
 
 
+def is_ordered(node: Node) -> bool:
+    """Whether the place of an item matters: a tuple or a vector."""
+    return is_kind(node, "tuple") or isinstance(node, Matrix)
+
+
 def has_ellipsis(items: Sequence[Node]) -> bool:
     return any(item == Sym("...") for item in items)
 

@@ -95,7 +95,7 @@ class Ratio:
 class Clock:
     """A time of day."""
 
-    minutes: int
+    seconds: int
 
 
 Node = Num | Sym | Op | Unit | Text | Seq | Rel | Builder | Matrix | Ratio | Clock
@@ -226,5 +226,5 @@ def show(node: Node) -> str:
             return f"[{'; '.join(', '.join(map(show, row)) for row in rows)}]"
         case Ratio(parts):
             return " : ".join(map(show, parts))
-        case Clock(minutes):
-            return f"{minutes // 60}:{minutes % 60:02d}"
+        case Clock(seconds):
+            return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

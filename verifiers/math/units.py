@@ -22,22 +22,43 @@ _ALIASES = {
     "milliliter": "ml", "usd": "dollar", "buck": "dollar", "¢": "cent",
 }  # fmt: skip
 _NOT_A_UNIT = re.compile(r"[^a-z0-9/^*]+")
+_POWER = re.compile(
+    r"(?P<word>square|sq|cubic|cu)?(?P<base>[a-z]+?)(?:\^\{?(?P<digit>[23])\}?|(?P<after>squared|cubed))?"
+)
+_POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3, "2": 2, "3": 3}
 
 
 def normal(unit: str) -> str:
-    """Lower case, singular, abbreviated where an abbreviation is known."""
+    """Lower case, singular, abbreviated where an abbreviation is known; 'square inches' as 'in^2'."""
     unit = _NOT_A_UNIT.sub("", unit.lower())
-    unit = _ALIASES.get(unit, unit)
-    if unit not in _UNITS and unit.endswith("s"):
-        unit = _ALIASES.get(unit[:-1], unit[:-1])
-    return unit
+    match = _POWER.fullmatch(unit)
+    if match is None:
+        return unit
+    power = _POWERS.get(match["word"] or match["digit"] or match["after"] or "", 1)
+    return _singular(match["base"]) + (f"^{power}" if power > 1 else "")
 
 
 def factor(gold_unit: str, answer_unit: str) -> Fraction | None:
     """By how much an answer in `answer_unit` is to be multiplied to be in `gold_unit`; 1 if either is not known (it is
     then a noun, not a scale); None if they measure different things."""
-    gold, answer = normal(gold_unit), normal(answer_unit)
-    if gold == answer or gold not in _UNITS or answer not in _UNITS:
+    gold, gold_power = _split(normal(gold_unit))
+    answer, answer_power = _split(normal(answer_unit))
+    known = gold in _UNITS and answer in _UNITS
+    if (known or gold == answer) and gold_power != answer_power:
+        return None
+    if gold == answer or not known:
         return Fraction(1)
     (gold_kind, gold_scale), (answer_kind, answer_scale) = _UNITS[gold], _UNITS[answer]
-    return answer_scale / gold_scale if gold_kind == answer_kind else None
+    return (answer_scale / gold_scale) ** gold_power if gold_kind == answer_kind else None
+
+
+def _split(unit: str) -> tuple[str, int]:
+    base, _, power = unit.partition("^")
+    return base, int(power) if power in ("2", "3") else 1
+
+
+def _singular(unit: str) -> str:
+    unit = _ALIASES.get(unit, unit)
+    if unit not in _UNITS and unit.endswith("s"):
+        unit = _ALIASES.get(unit[:-1], unit[:-1])
+    return unit
