@@ -169,7 +169,7 @@ class Expressions(Stream, ABC):
         if token.kind == "word":
             return not self.at_separator() and self._factor_word(left, token)
         if token.kind == "text":  # 9 \text{ min} is no function
-            return str(token.value).lower() in FUNCTIONS and self.peek(1).kind != "end"
+            return str(token.value).lower() in FUNCTIONS and self.peek(1).value not in ("", ".")
         if token.kind == "cmd":
             return token.value in ATOM_COMMANDS or str(token.value) in FUNCTIONS or token.value in GREEK
         if token.value == "|":

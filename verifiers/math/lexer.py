@@ -125,6 +125,7 @@ _DROPPED_WITH_ARGUMENT = words(
 )
 _BLACKBOARD = {"R": "reals", "Z": "integers", "N": "naturals", "Q": "rationals", "C": "complexes"}
 _UNIT_LETTERS = frozenset("mgshLlNJWVKCF")
+_TIME_OF_DAY = re.compile(r"\d{1,2}(?::\d\d){1,2}\s?[apAP]\.?\s?[mM]\.?")
 _MATHS_IN_TEXT = re.compile(r"[-+0-9.,/%$^()\[\]\s{}=]*[0-9][-+0-9.,/%$^()\[\]\s{}=]*")
 
 _TOKEN = re.compile(
@@ -315,12 +316,13 @@ class _Lexer:
             self._add("word" if bare == words else "text", bare if bare == words else words, source=words)
         elif (
             _MATHS_IN_TEXT.fullmatch(words)
+            or _TIME_OF_DAY.fullmatch(words)
             or (name in ("mathrm", "mathbf", "mathnormal") and "\\" in words)
             or "\\frac" in words
         ):
             if self.fonts == _MAX_FONTS:
                 raise Unreadable(f"nested deeper than {_MAX_FONTS}")
-            inner = _Lexer(words, fonts=self.fonts + 1)
+            inner = _Lexer(_HALF_OF_DAY.sub(r" \1m ", words), fonts=self.fonts + 1)
             inner.brackets = self.brackets
             self.tokens += inner.run()
         else:

@@ -48,6 +48,8 @@ def parse(text: str, *, thousands: bool = True) -> Node:
 
 class _Parser(Expressions):
     def answer(self) -> Node:
+        while self._is_one_group():  # braces around the whole say nothing
+            self.tokens = self.tokens[1:-1]
         while self.accept(".", ",", ";", ":", "approx"):
             pass
         if self.peek().kind == "end":
@@ -56,6 +58,19 @@ class _Parser(Expressions):
         if self.peek().kind != "end":
             raise Unreadable(f"cannot read on at {self.here()}")
         return node
+
+    def _is_one_group(self) -> bool:
+        if len(self.tokens) < 2 or (self.tokens[0].kind, self.tokens[0].value) != ("char", "{"):
+            return False
+        depth = 0
+        for position, token in enumerate(self.tokens):
+            if token.value in ("over", "choose"):  # they divide what stands in their braces
+                return False
+            if token.kind in ("char", "cmd"):
+                depth += (token.value == "{") - (token.value == "}")
+            if depth == 0:
+                return position == len(self.tokens) - 1
+        return False
 
     def listing(self, *, stop: tuple[str, ...] = ()) -> Node:
         """Items separated by commas, 'and', 'or'; one item alone is itself."""
