@@ -10,9 +10,7 @@ _WRAPPERS = re.compile(r"\\(?:textbf|textit|text|mathrm|mathbf|boldsymbol|left|r
 _GOLD = re.compile(r"\(?([A-J])\)?\.?|((?:\(?[A-J]\)?,?)+)")
 _LABELLED = re.compile(r"\(([A-J])\)[.:]?(.*)|([A-J])[).:](.*)", re.DOTALL)
 _ANOTHER = re.compile(r"\([A-J]\)|(?<![A-Za-z])[A-J](?:[).:]|\b(?![\w=^+*/-]))")
-_PREFIX = re.compile(
-    r"(?:the)?(?:correct|final|right|best)?(?:answer|option|choice)(?:is)?:?(?=\(?[A-J](?![a-z]))", re.IGNORECASE
-)
+_PREFIX = re.compile(r"[A-Za-z,:]{0,40}?(?:answer|option|choice)(?:is)?:?(?=\(?[A-J](?![a-z]))", re.IGNORECASE)
 _LETTERS = re.compile(r"\(?[A-J]\)?(?:(?:,|and|;|&)?\(?[A-J]\)?)*")
 
 

@@ -52,6 +52,12 @@ _VALUE = re.compile(
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_\w|\([a-z]\))?")
 _WORDS_BEFORE_FORMULA = re.compile(r"[A-Za-z]{2}[^$\\]*(?:\$|\\[(\[])")
 _STATES = re.compile(r"(?:The|Our)\s.*\b(?:is|are)\b", re.DOTALL)
+_JOINERS_ONLY = re.compile(r"[\s,;.]*(?:(?:and|or|,|;)[\s,;.]*)*")
+_HEDGED = re.compile(
+    r"\b(?:maybe|perhaps|possibly|probably|might|may\s+be|could\s+be|not\s+sure|seems?|guess|"
+    r"I\s+(?:think|believe|suspect)|(?:can(?:no|')t|not)\s+be)\W+(?:[a-z']+\W+){0,2}\Z",
+    re.IGNORECASE,
+)
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _VERB = re.compile(
     r"(?:'s\b|\b(?:is|are|was|were|be|equals|equal\s+to|totals?|total\s+of|becomes|has|have|to)\b|=|:)", re.IGNORECASE
@@ -59,7 +65,7 @@ _VERB = re.compile(
 _TOTAL = re.compile(r"\btotal\s+of\s*\Z", re.IGNORECASE)
 _OPEN_FORMULA = re.compile(r"[=+\-*/^_{(\[\\,]\s*\Z")
 _PARAGRAPH = re.compile(r"\n\s*\n(?!\s*(?:\\\[|\$\$))")  # a displayed formula belongs to the sentence before it
-_SENTENCE = re.compile(r"(?<=[.!?])\**\s+(?=[A-Z\\*\"'(])|(?<=\\\])\s+(?=(?:Therefore|Thus|Hence|So|Finally)\b)")
+_SENTENCE = re.compile(r"(?<=[.!?])\**\s+(?=[A-Z0-9$\\*\"'(])|(?<=\\\])\s+(?=(?:Therefore|Thus|Hence|So|Finally)\b)")
 _COURTESY = re.compile(r"\s*I hope (?:it|this) is correct\.?\s*", re.IGNORECASE)
 _SPECIAL = re.compile(r"<\|[^|\n]{1,40}\|>.*", re.DOTALL)
 
@@ -96,7 +102,8 @@ def candidates(text: str) -> list[str]:
 
 
 def one_value(sentence: str) -> str | None:
-    """The value a sentence names: the only bold one, the only one after its last verb, or the only one at all."""
+    """The value a sentence names: the only bold one, the only one after its last verb (or all of them, if nothing but
+    'and', 'or' and commas stands between), or the only one at all."""
     bold = list(
         dict.fromkeys(m[1].strip(" .:") for m in _BOLD.finditer(sentence) if any(c.isdigit() or c == "$" for c in m[1]))
     )
@@ -112,10 +119,13 @@ def one_value(sentence: str) -> str | None:
         after = [m for m in found if m.start() >= start]
         if after and _TOTAL.search(sentence[: after[0].start()]):  # 'a total of 34 hours in 4 weeks'
             after = after[:1]
-        if len(after) == 1:
-            return None if _DENIED.search(sentence[: after[0].start()]) else _content(after[0])
-        if len(after) > 1 and start == 0:
+        if after and _DENIED.search(sentence[: after[0].start()]):
             return None
+        if len(after) == 1:
+            return _content(after[0])
+        if len(after) > 1 and start:
+            enumerated = sentence[start:]
+            return enumerated.strip(" .:") if _JOINERS_ONLY.fullmatch(_VALUE.sub("", enumerated)) else None
     return None
 
 
@@ -146,13 +156,20 @@ def _unboxed(visible: str) -> Found:
     if _OPEN_FORMULA.search(tail) or not _formulas_closed(tail):
         return Found(None, "the response ends in an unfinished formula")
     if len(visible) <= SHORT_CHARS and "\n" not in visible.strip():
-        if _DENIED.search(tail.split(tail[-1])[0]) or re.search(r"\b(?:cannot|can't|not)\s+be\b", tail):
-            return Found(None, "a denied answer")
-        return Found(tail, "a response that is short enough to be the answer")
+        if _is_hedged(tail):
+            return Found(None, "a hedged or denied answer")
+        if len(_SENTENCE.split(tail)) == 1:
+            return Found(tail, "a response that is short enough to be the answer")
     value = _conclusion(tail)
     if value is not None:
         return Found(value, "the one value of the concluding sentence")
     return Found(None, "no box and no final statement")
+
+
+def _is_hedged(statement: str) -> bool:
+    """Whether a hedge or a denial stands right before a value ('might be 42')."""
+    starts = (value.start() for value in _VALUE.finditer(statement))
+    return any(_HEDGED.search(statement, max(0, start - 60), start) for start in starts)
 
 
 def _anchored(tail: str, anchors: list[re.Match[str]]) -> Found:
@@ -163,8 +180,8 @@ def _anchored(tail: str, anchors: list[re.Match[str]]) -> Found:
     last = next((s for s in reversed(statements) if s), "")
     if not last:
         return Found(None, "nothing after 'the answer is'")
-    if re.match(r"(?:not|either|neither|cannot|n't)\b", last, re.IGNORECASE):
-        return Found(None, "a denied or open answer")
+    if re.match(r"(?:not|either|neither|cannot|n't)\b", last, re.IGNORECASE) or _is_hedged(last):
+        return Found(None, "a hedged or denied answer")
     if _OPEN_FORMULA.search(last):
         return Found(None, "the response ends in an unfinished formula")
     return Found(last, "after 'the answer is'")

@@ -29,7 +29,7 @@ from verifiers.math.choices import choice_decision
 from verifiers.math.compare import Decision, Profile, compare
 from verifiers.math.extract import Found, candidates, find_answer
 from verifiers.math.parser import parse
-from verifiers.math.syntax import Node, NotCovered, Text, Unreadable, show
+from verifiers.math.syntax import Node, NotCovered, Text, Unreadable, show, walk
 from verifiers.options import Options as BaseOptions
 from verifiers.text import final_boxes
 from verifiers.verdict import VERIFIERS, Status, Verdict, VerifyRequest
@@ -121,6 +121,10 @@ class MathVerifier:
         return f"\\boxed{{{_gold_text(gold)}}}"
 
     def _judge(self, gold_text: str, found: Found) -> Judgement:
+        if not found.boxed:  # 'the correct option is (B) 42'
+            for text in candidates(found.text or ""):
+                if (by_letter := choice_decision(gold_text, text)) is not None:
+                    return Judgement(by_letter, text, text)
         answer = _reading_of(found)
         decision = self._decide(self._read_gold(gold_text), answer)
         return Judgement(decision, answer.text, canonical(answer.form, answer.text))
@@ -170,7 +174,7 @@ def _reading_of(found: Found) -> Reading:
     assert found.text is not None
     texts = [found.text] if found.boxed else candidates(found.text)
     answer = read(texts[0])
-    if answer.form is None or isinstance(answer.form, Text):
+    if answer.form is None or any(isinstance(node, Text) and " " in node.words for node in walk(answer.form)):
         answer = next((r for t in texts[1:] if (r := read(t)).form is not None), answer)
     return answer
 
