@@ -12,7 +12,7 @@ import torch
 from benchmarks.report import RESULTS, Report
 from verifiers.errors import AssayError
 
-NAMES = ("decode", "train_step", "grpo_step", "quickstart", "mawps", "verifier_pool", "math_responses", "iou")
+NAMES = ("decode", "train_step", "grpo_step", "quickstart", "mawps", "verifier_pool", "math_responses", "iou", "sandbox")
 
 
 def main(arguments: list[str]) -> int:

@@ -60,6 +60,10 @@ class Runner:
             for name, (part_kind, part_options) in verifier_class.part_kinds(checked).items():
                 self._parts[name] = Runner(part_kind, part_options, **limits, key=f"{key}.parts.{name}")
             self._verifier = verifier_class(checked, self._parts)
+        elif getattr(verifier_class, "takes_limits", False):
+            self._verifier = verifier_class(
+                checked, timeout_s=timeout_s, memory_mb=memory_mb, workers=workers, key=key
+            )
         else:
             self._verifier = verifier_class(checked)
 
@@ -74,14 +78,17 @@ class Runner:
             frames = [_encode_request(request) for request in requests]
             wait = self._pool.submit([frame for frame in frames if isinstance(frame, bytes)])
             return lambda: self._merge(frames, wait())
-        if self._parts:
-            wait_parts = self._verifier.submit(requests)
-            return lambda: [replace(verdict, evidence=_clip(verdict.evidence)) for verdict in wait_parts()]
+        if hasattr(self._verifier, "submit"):
+            wait = self._verifier.submit(requests)
+            return lambda: [replace(verdict, evidence=_clip(verdict.evidence)) for verdict in wait()]
         return lambda: [judge(self._verifier, request) for request in requests]
 
     def stream(self, requests: Sequence[VerifyRequest]) -> Iterator[tuple[int, Verdict]]:
         """(index, verdict) of each request as it is judged; what a composite kind makes of its parts comes at the
         end."""
+        if self._pool is None and hasattr(self._verifier, "stream"):
+            yield from self._verifier.stream(requests)
+            return
         if self._pool is None:
             verdicts = self.verify(requests) if self._parts else (judge(self._verifier, r) for r in requests)
             yield from enumerate(verdicts)
@@ -143,6 +150,8 @@ class Runner:
         """End the worker processes, if there are any. The runner cannot be used afterwards."""
         if self._pool is not None:
             self._pool.close()
+        if hasattr(self._verifier, "close"):
+            self._verifier.close()
         for runner in self._parts.values():
             runner.close()
 

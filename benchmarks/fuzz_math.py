@@ -1,0 +1,263 @@
+"""Coverage-guided fuzzing of the math verifier: does anything but a verdict ever come out, and in what time?
+
+    pip install atheris
+    python -m benchmarks.fuzz_math --seconds 3600 --seed 0 --out DIR
+
+libFuzzer (through Atheris) mutates the shipped cases with a dictionary of LaTeX tokens, and keeps what reaches new
+branches of `verifiers.math` and `verifiers.text`. Three targets: mutated boxed answers against the golds of the cases,
+mutated whole responses, and a text as gold, compared with itself and with another gold. What counts as a finding: any
+exception but BadGold; a verdict that is none, or that differs the second time; `compare` that is not symmetric where
+the mathematics is, or that finds a defined form unequal to itself; more than a second of CPU for an input of up to
+100 kB, measured again without instrumentation; more than 1 GB of memory. sympy is kept out of the process that fuzzes:
+what it would have been asked is put to the worker pool afterwards, under the pool's limits.
+
+One process on one core; not part of `python -m benchmarks`, which measures and does not search.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import RESULTS, Report, progress, table
+from verifiers.errors import BadGold, RunError
+from verifiers.math.bench.cases import SHIPPED_CASES, load_cases
+from verifiers.math.compare import Profile, compare
+from verifiers.math.verifier import MathVerifier, read
+from verifiers.runner import Runner
+from verifiers.text import final_boxes
+from verifiers.verdict import VerifyRequest
+
+BUDGET_S = 1.0
+MEMORY_MB = 1_024
+HANG_S = 60
+MAX_BYTES = 30_000  # of one input; its middle part may be repeated up to 100,000 characters
+SEED_CHARS = 2_000
+SYMPY_REQUESTS = 400
+SHOWN_SLOWEST = 10
+_STATUS = re.compile(r"#(\d+)\s+(\w+).*?cov: (\d+) ft: (\d+) corp: (\d+)/(\S+).*?exec/s: (\d+) rss: (\d+)Mb")
+
+TOKENS = r"""
+\frac \dfrac \tfrac \cfrac \sqrt \sqrt[3]{ \cbrt \left( \right) \left[ \right] \left\{ \right\} \left. \right. \left|
+\boxed{ \text{ \mathrm{ \mathbf{ \mathbb{R} \mathbb{Z} \mathbb{N} \operatorname{ \textbf{ \displaystyle \color{red}
+\begin{pmatrix} \end{pmatrix} \begin{bmatrix} \end{bmatrix} \begin{cases} \end{cases} \begin{array}{c} \end{array}
+\begin{vmatrix} \end{vmatrix} \begin{aligned} \end{aligned} \\ & \cup \cap \setminus \in \notin \subset \emptyset
+\varnothing \infty \pm \mp \cdot \times \div \le \leq \ge \geq \ne \neq < > = \approx \equiv \pmod \bmod \mid \vert
+\lvert \rvert \lfloor \rfloor \lceil \rceil \langle \rangle \binom{ \choose ! ^ _ ^\circ ^{\circ} ^{-1} ' \prime \pi
+e \theta \alpha \sin \cos \tan \arctan \ln \log \log_ \exp \lim_ \sum_ \prod_ \int \max \min \gcd \ldots \cdots \dots
+\overline{ \dot \hat{ \vec{ \overrightarrow{ \overset{ \underline{ \quad \qquad \, \; \: \! \  ~ \% % \$ $ $$ \( \) \[
+\] \{ \} { } ( ) [ ] | , ; : . / * + - \circ \degree \angle \triangle \perp \parallel \forall \exists \land \lor \to
+\implies \Leftrightarrow \ \and \or and or { x x_1 x^2 a_n f(x) n k\pi i j 1 2 0 -1 0.5 10^{9} 1,000 1{,}000 1e10
+999999999999 0.333 3.14 12:30 p.m. cm kg km/h m^2 dollars degrees percent 1010_2 _{16} \hspace{1cm} \phantom{0}
+\textcolor{red}{ \tag{1} \label{a} \pmatrix <think> </think> #### answer is Therefore, Final Answer: ** \n (A) (B) Yes
+true none undefined no solution ½ √ ² π ∞ ≤ ≥ ± × ÷ − ∈ ∪ ∅ ° １ ٣ ， （ ） …
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """0 if nothing was found, else 1."""
+    options = _parser().parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    report = Report("fuzz_math", options)
+    report.header["command"] = report.header["command"].replace("-m benchmarks", "-m benchmarks.fuzz_math", 1)
+    started = time.monotonic()
+    exit_code = _fuzz(options)
+    body = _body(options, exit_code, time.monotonic() - started)
+    report.write(body, _tables(body))
+    return 1 if body["findings"] else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz_math", description=str(__doc__).splitlines()[0])
+    parser.add_argument("--seconds", type=int, default=3_600)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder for corpus, log and what was found")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for fuzz_math.json and fuzz_math.md")
+    parser.set_defaults(threads=1)
+    return parser
+
+
+# The run -------------------------------------------------------------------------------------------------------------
+
+
+def _fuzz(options: argparse.Namespace) -> int:
+    """libFuzzer's exit code: 0 unless it had to stop for a hang, for memory or for a crash of the interpreter."""
+    seeds, corpus = options.out / "seeds", options.out / "corpus"
+    for folder in (seeds, corpus):
+        folder.mkdir(exist_ok=True)
+    for number, seed in enumerate(_seeds()):
+        (seeds / f"{number:05d}").write_bytes(seed)
+    dictionary = options.out / "latex.dict"
+    dictionary.write_text("".join(f'"{_quoted(token)}"\n' for token in _tokens()), encoding="ascii")
+    command = [
+        sys.executable, "-m", "benchmarks.fuzz_math_target", "--out", str(options.out),
+        f"-max_total_time={options.seconds}", f"-seed={options.seed + 1}", f"-dict={dictionary}", "-len_control=20",
+        f"-max_len={MAX_BYTES}", f"-timeout={HANG_S}", f"-rss_limit_mb={MEMORY_MB}", "-print_final_stats=1",
+        f"-artifact_prefix={options.out}/", str(corpus), str(seeds),
+    ]  # fmt: skip
+    progress(f"fuzzing for {options.seconds} s; log: {options.out / 'libfuzzer.log'}")
+    with (options.out / "libfuzzer.log").open("w") as log:
+        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+
+
+def _seeds() -> Iterator[bytes]:
+    """Every short case: its answer against its gold, its response, its gold as a text. Every token, repeated."""
+    cases = [case for case in load_cases(SHIPPED_CASES) if len(case.response) < SEED_CHARS]
+    golds = list(dict.fromkeys(case.gold for case in load_cases(SHIPPED_CASES) if 0 < len(case.gold) < 300))
+    for case in cases:
+        index = golds.index(case.gold).to_bytes(2, "big") if case.gold in golds else b"\0\0"
+        texts = (", ".join(final_boxes(case.response) or [case.response]), case.response, case.gold)
+        for target, text in enumerate(texts):
+            encoded = text.replace("\0", " ").encode("utf-8", "surrogateescape")
+            yield bytes([target]) + index + b"\0" + encoded
+            yield bytes([target]) + index + b"\5" + b"\0".join([b"", encoded[:200], b""])
+    for token in _tokens():  # a thousand times in a row
+        if "\0" not in token:
+            yield b"\0\0\0\12" + b"\0".join([b"1", token.encode(), b"1"])
+
+
+def _tokens() -> list[str]:
+    macros = {macro for case in load_cases(SHIPPED_CASES) for macro in re.findall(r"\\[A-Za-z]+\{?", case.response)}
+    return sorted(macros | set(TOKENS.split()) | {"\n", "\0", " "})
+
+
+def _quoted(token: str) -> str:
+    """As libFuzzer's dictionaries want it."""
+    return "".join(f"\\x{byte:02x}" for byte in token.encode())
+
+
+# What came out -------------------------------------------------------------------------------------------------------
+
+
+def _body(options: argparse.Namespace, exit_code: int, wall_s: float) -> dict[str, Any]:
+    state_file = options.out / "state.json"
+    log = (options.out / "libfuzzer.log").read_text(encoding="utf-8", errors="replace")
+    if not state_file.exists():
+        raise RunError("The fuzzer did not start.", where=str(options.out / "libfuzzer.log"), fix=log[-500:])
+    state = json.loads(state_file.read_text(encoding="utf-8"))
+    statuses = _STATUS.findall(log)
+    last = statuses[-1]
+    slowest = [_measured_again(row) for row in state["slowest"]]
+    findings = dict(state["findings"])
+    for row in slowest:
+        if row["seconds_alone"] > BUDGET_S:
+            findings[f"slow: {row['seconds_alone']:.2f} s"] = row
+    if exit_code != 0:
+        findings[f"libFuzzer stopped with {exit_code}"] = {"log": log[-2_000:]}
+    return {
+        "settings": {
+            "seconds": options.seconds,
+            "seed": options.seed,
+            "max_bytes": MAX_BYTES,
+            "budget_s": BUDGET_S,
+            "memory_mb": MEMORY_MB,
+        },
+        "wall_s": round(wall_s, 1),
+        "executions": int(last[0]),
+        "executions_by_target": state["executions"],
+        "executions_per_s": round(int(last[0]) / wall_s, 1),
+        "coverage": {
+            "edges": int(last[2]),
+            "features": int(last[3]),
+        },
+        "growth": [{"executions": int(s[0]), "edges": int(s[2])} for s in _thinned(statuses)],
+        "corpus": {"inputs": int(last[4]), "size": last[5]},
+        "peak_rss_mb": max(int(s[7]) for s in statuses),
+        "findings": findings,
+        "slowest": slowest,
+        "sympy": _through_the_pool(state["sympy_pairs"]),
+    }
+
+
+def _thinned(statuses: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """One status line for each doubling of the executions."""
+    kept: list[tuple[str, ...]] = []
+    for status in statuses:
+        if not kept or int(status[0]) >= 2 * int(kept[-1][0]):
+            kept.append(status)
+    return [*kept, statuses[-1]]
+
+
+def _measured_again(row: Mapping[str, Any]) -> dict[str, Any]:
+    """CPU seconds of the same input in a process that counts no coverage; the input is cut for the record."""
+    verifier = MathVerifier(MathVerifier.Options())
+    response = row["text"] if "\\boxed" in row["text"] else f"So the answer is $\\boxed{{{row['text']}}}$."
+    started = time.process_time()
+    if row["what"] == "compare":
+        form = read(row["text"]).form
+        if form is not None:
+            compare(form, form, Profile())
+    else:
+        try:
+            verifier.verify(VerifyRequest(response, row["gold"]))
+        except BadGold:
+            progress(f"no gold: {row['gold'][:60]!r}")
+    alone = time.process_time() - started
+    cut = {key: f"{row[key][:200]}... ({len(row[key])} characters)" if len(row[key]) > 240 else row[key]
+           for key in ("gold", "text")}  # fmt: skip
+    return {"seconds": row["seconds"], "seconds_alone": round(alone, 4), "what": row["what"], **cut}
+
+
+def _through_the_pool(pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    """How the pool ends what sympy is asked, evenly drawn from all such pairs."""
+    drawn = pairs[:: max(1, len(pairs) // SYMPY_REQUESTS)][:SYMPY_REQUESTS]
+    requests = [VerifyRequest(f"$\\boxed{{{answer}}}$", gold) for gold, answer in drawn]
+    with Runner("math", {}, workers=1) as runner:
+        started = time.perf_counter()
+        verdicts = runner.verify(requests)
+        wall_s = time.perf_counter() - started
+    statuses = Counter(str(verdict.status) for verdict in verdicts)
+    slowest_ms = max((verdict.milliseconds for verdict in verdicts), default=0.0)
+    return {"pairs_met": len(pairs), "asked": len(drawn), "statuses": dict(statuses), "wall_s": round(wall_s, 1),
+            "slowest_ms": round(slowest_ms)}  # fmt: skip
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+
+
+def _tables(body: Mapping[str, Any]) -> str:
+    coverage, sympy = body["coverage"], body["sympy"]
+    by_target = ", ".join(f"{name} {count}" for name, count in body["executions_by_target"].items())
+    statuses = ", ".join(f"{name} {count}" for name, count in sympy["statuses"].items())
+    rows = [
+        ["wall time", f"{body['wall_s']:.0f} s"],
+        ["executions", f"{body['executions']} ({by_target})"],
+        ["executions a second", f"{body['executions_per_s']}"],
+        ["branches covered", f"{coverage['edges']} edges, {coverage['features']} features (libFuzzer's cov and ft)"],
+        ["corpus", f"{body['corpus']['inputs']} inputs, {body['corpus']['size']}"],
+        ["peak memory, with the fuzzer's own", f"{body['peak_rss_mb']} MB"],
+        ["findings", str(len(body["findings"]))],
+        ["left to sympy, through the pool", f"{sympy['asked']} of {sympy['pairs_met']} pairs: {statuses}; slowest "
+                                            f"{sympy['slowest_ms']} ms"],
+    ]  # fmt: skip
+    slowest = [
+        [f"{r['seconds_alone']:.3f}", f"{r['seconds']:.3f}", r["what"], _code(r["gold"]), _code(r["text"])]
+        for r in sorted(body["slowest"], key=lambda r: -r["seconds_alone"])[:SHOWN_SLOWEST]
+    ]
+    found = [[name, _code(json.dumps(finding)[:200])] for name, finding in body["findings"].items()]
+    return "\n".join(
+        [
+            table(["the run", ""], rows),
+            "Edges by executions: " + ", ".join(f"{g['edges']} at {g['executions']}" for g in body["growth"]) + ".\n",
+            "## The slowest inputs\n\nCPU seconds alone, and while coverage was counted.\n",
+            table(["alone", "fuzzing", "what", "gold", "text"], slowest),
+            "## Findings\n",
+            table(["what", "input"], found) if found else "None.\n",
+        ]
+    )
+
+
+def _code(text: str) -> str:
+    return "`" + text[:100].replace("\n", "⏎").replace("|", "¦").replace("`", "'") + "`"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
