@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 _THINK_TAG = re.compile(r"<(/?)think>")
 _BOX_TOKEN = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)  # an escaped brace is not a brace
-_JOINER = re.compile(r"(?:and|or|\\text\{\s*(?:and|or)\s*\}|\\q?quad|[\s$,;()\[\]\\])*")
+_JOINER = re.compile(r"(?:and|or|\\text\{\s*(?:and|or)\s*\}|\\q?quad|[A-Za-z](?:_\{?\w{1,3}\}?)?\s*=|[\s$,;()\[\]\\])*")
 _JOINER_CHARS = 40
 
 

@@ -15,6 +15,7 @@ from verifiers.math import scalars, units
 from verifiers.math.equations import FLIPPED, difference_of, reversed_relation, solves
 from verifiers.math.evaluate import exact
 from verifiers.math.names import (
+    are_consecutive,
     are_distinct,
     comparable,
     contradicting,
@@ -25,7 +26,7 @@ from verifiers.math.names import (
     rename_parameter,
     unlabelled,
 )
-from verifiers.math.realsets import is_set_like, pieces_of, same_pieces, variable_of
+from verifiers.math.realsets import interval_of, is_set_like, pieces_of, same_pieces, variable_of
 from verifiers.math.rewrite import MAX_SIGNS, expand_signs, plainly
 from verifiers.math.shapes import (
     as_tuple,
@@ -80,6 +81,14 @@ def compare(gold: Node, answer: Node, profile: Profile) -> Decision:
     """Whether `answer` is the gold, and the rule that decided."""
     gold, answer = expand_signs(plainly(gold)), expand_signs(plainly(answer))
     return _Comparison(profile).decide(gold, answer)
+
+
+def _in_radians(node: Node) -> Node:
+    return node.value if isinstance(node, Unit) and node.unit == "rad" else node
+
+
+def _by_name(names: Sequence[str], items: Sequence[Node]) -> tuple[Node, ...]:
+    return tuple(item for _, item in sorted(zip(names, items, strict=True), key=lambda pair: pair[0]))
 
 
 def _yes(rule: str) -> Decision:
@@ -171,6 +180,8 @@ class _Comparison:
         gold, answer = named_value(gold), named_value(answer)
         gold_value, gold_unit = split_unit(gold)
         answer_value, answer_unit = split_unit(answer)
+        if {gold_unit, answer_unit} == {"deg", "rad"}:
+            return self._scalars(_in_radians(gold), _in_radians(answer))
         if gold_unit == "deg" or answer_unit == "deg":
             return self._degrees(gold_value, gold_unit, answer_value, answer_unit)
         if gold_unit is not None and answer_unit is None:
@@ -257,11 +268,12 @@ class _Comparison:
             return _no("conditions on different variables")
         pieces = pieces_of(unlabelled(gold)), pieces_of(unlabelled(answer))
         if pieces[0] is None or pieces[1] is None:
-            if isinstance(gold, Seq) and isinstance(answer, Seq) and gold.kind == answer.kind == "interval":
-                if (gold.opening, gold.closing) != (answer.opening, answer.closing):
-                    return _no("intervals with different ends")
-                return self._in_order(gold.items, answer.items, "interval")
-            return self._membership(gold, answer)
+            left, right = interval_of(gold), interval_of(answer)
+            if left is None or right is None or (isinstance(gold, Rel) and isinstance(answer, Rel)):
+                return self._membership(gold, answer)
+            if (left.opening, left.closing) != (right.opening, right.closing):
+                return _no("intervals with different ends")
+            return self._in_order(left.items, right.items, "interval")
         if same_pieces(pieces[0], pieces[1]):
             return _yes("the same set of reals")
         if (
@@ -288,6 +300,9 @@ class _Comparison:
             listed = answer_items if whole is gold else gold_items
             if any(isinstance(item, Seq) for item in listed):
                 return _no("a list of tuples is not one tuple")
+            if (names := names_of(listed)) and are_consecutive(names):  # c = 1, b = 2, a = 3
+                listed = _by_name(names, listed)
+                gold_items, answer_items = (gold_items, listed) if whole is gold else (listed, answer_items)
             return self._in_order(gold_items, answer_items, "list")
         if len(gold_items) < len(answer_items) and len(gold_items) > 1:
             answer_items = tuple(self._distinct_items(answer_items))  # a solution that is listed twice is still one
@@ -309,12 +324,9 @@ class _Comparison:
             return self._in_order(gold_items, answer_items, "list")
         if are_distinct(answer_names):
             by_place = self._in_order(gold_items, answer_items, "list")
-            if by_place.equal:
+            if by_place.equal and not are_consecutive(answer_names):
                 return by_place
-            ordered = [
-                item for _, item in sorted(zip(answer_names, answer_items, strict=True), key=lambda pair: pair[0])
-            ]
-            return self._in_order(gold_items, ordered, "list by name")
+            return self._in_order(gold_items, _by_name(answer_names, answer_items), "list by name")
         return self._match(gold_items, answer_items, "list")
 
     def _one_against_many(self, gold: Sequence[Node], answer: Sequence[Node]) -> Decision | None:

@@ -224,10 +224,8 @@ class Expressions(Stream, ABC):
             return Num(left.value + top.value / bottom.value)
         mixed = isinstance(left, Num) and left.places is None and left.value.denominator == 1 and self.at("frac")
         right = self.power()
-        if mixed and isinstance(left, Num) and isinstance(right, Op) and right.name == "div":
-            top, bottom = right.args
-            if isinstance(top, Num) and isinstance(bottom, Num) and 0 < top.value < bottom.value:
-                return Num(left.value + top.value / bottom.value)
+        if mixed and isinstance(left, Num) and (whole := _mixed_number(left, right)) is not None:
+            return whole
         return times(left, right)
 
     def power(self) -> Node:
@@ -462,12 +460,13 @@ class Expressions(Stream, ABC):
         return node
 
     def _accented(self, accent: str) -> Node:
+        accent = {"overline": "bar", "widetilde": "tilde"}.get(accent, accent)
         node = self._argument()
         if accent == "hat" and isinstance(node, Sym) and node.name in ("i", "j", "k"):
             return Sym(f"vec_{node.name}")
         if isinstance(node, Sym):
-            return Sym(f"{node.name}^{accent}") if accent in ("bar", "overline", "tilde", "widetilde") else node
-        return Op(f"call:{accent}", (node,)) if accent in ("bar", "overline", "vec") else node
+            return Sym(f"{node.name}^{accent}") if accent in ("bar", "tilde") else node
+        return Op(f"call:{accent}", (node,)) if accent in ("bar", "vec") else node
 
     def _argument(self) -> Node:
         r"""The argument of \frac and its like: a group, or one digit, letter or macro."""
@@ -595,3 +594,17 @@ class Expressions(Stream, ABC):
         return str(token.value) in FUNCTIONS or (token.kind == "word" and split_function(str(token.value)) is not None)
 
     # ---- brackets ------------------------------------------------
+
+
+def _mixed_number(whole: Num, part: Node) -> Node | None:
+    """33 1/3, also as 33 1/3 % and 33 1/3 degrees; None if `part` is no proper fraction of integers."""
+    match part:
+        case Op("div", (Num(top), Num(bottom))) if 0 < top < bottom:
+            return Num(whole.value + top / bottom)
+        case Op("percent", (inner,)):
+            number = _mixed_number(whole, inner)
+            return None if number is None else Op("percent", (number,))
+        case Unit(inner, "deg"):
+            number = _mixed_number(whole, inner)
+            return None if number is None else Unit(number, "deg")
+    return None

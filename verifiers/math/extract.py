@@ -20,7 +20,7 @@ TAIL_CHARS = 6_000
 SHORT_CHARS = 200
 MAX_FINAL_ANSWERS = 2
 
-_PERCENT_AFTER_BOX = re.compile(r"\s*(?:\$|\\\)|\\\])?\s*(?:\\?%|(?:percent|pct|percentage)\b)", re.IGNORECASE)
+_PERCENT_AFTER_BOX = re.compile(r"\s*(?:(?:\$|\\\)|\\\])\s*)?(?:\\?%|(?:percent|pct|percentage)\b)", re.IGNORECASE)
 _MARKER = re.compile(r"####[ \t]*([^\n]+)")
 _ANCHOR = re.compile(
     r"""\banswers?\W{0,4}\s{0,3}(?:is|are|would\ be|will\ be|must\ be|should\ be|=|:)(?:\W{0,3}\s*[:=])?
@@ -37,7 +37,9 @@ _CONCLUDES = re.compile(
     re.IGNORECASE,
 )
 _DENIED = re.compile(
-    r"(?:\bnot|n't|\bcannot|\bnever|\bneither|\beither|\bunless|\bmaybe|\bperhaps|\bpossibly)\s+(?:be\s+|is\s+)?\Z",
+    r"(?:(?:\bnot|n't|\bcannot|\bnever|\bneither|\beither|\bunless|\bmaybe|\bperhaps|\bpossibly)\s+(?:be\s+|is\s+)?|"
+    r"\b(?:at\s+(?:least|most)|(?:greater|less|more|fewer|larger|smaller|bigger)\s+than|negative|minus|between|over|under|"
+    r"above|below|exceeds?|half|twice|double|up\s+to)\s+)\Z",
     re.IGNORECASE,
 )
 _VALUE = re.compile(
@@ -52,11 +54,28 @@ _VALUE = re.compile(
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_\w|\([a-z]\))?")
 _WORDS_BEFORE_FORMULA = re.compile(r"[A-Za-z]{2}[^$\\]*(?:\$|\\[(\[])")
 _STATES = re.compile(r"(?:The|Our)\s.*\b(?:is|are)\b", re.DOTALL)
-_JOINERS_ONLY = re.compile(r"[\s,;.]*(?:(?:and|or|,|;)[\s,;.]*)*")
+_JOINERS_ONLY = re.compile(r"(?:and|or|[\s,;.])*")
 _HEDGED = re.compile(
     r"\b(?:maybe|perhaps|possibly|probably|might|may\s+be|could\s+be|not\s+sure|seems?|guess|"
     r"I\s+(?:think|believe|suspect)|(?:can(?:no|')t|not)\s+be)\W+(?:[a-z']+\W+){0,2}\Z",
     re.IGNORECASE,
+)
+_ENDED = re.compile(r"[.!*)\]$]\s*\Z")
+_LEADING_WORD = re.compile(r"\A(?:therefore|thus|hence|so|then|finally|and|but|now)\b,?\s+(?=\S)", re.IGNORECASE)
+_RETRACTED = re.compile(r"\b(?:but|however|fails?|wrong|incorrect|invalid|too\s+(?:large|small|big))\b", re.IGNORECASE)
+_SUPPOSED = re.compile(
+    r"(?:\A|[.!?\n]\s*)(?:if|suppose|assume|whether|unless|when|is|check)\b[^.!?\n]*\Z", re.IGNORECASE
+)
+_NO_STATEMENT = re.compile(
+    r"(?:let|let's|suppose|assume|if|first|next|we\s+need|consider|step|given|note|since|because|when|for|try|compute|"
+    r"calculate|find|is|are|what|how)\b",
+    re.IGNORECASE,
+)
+_BOX_DENIED = re.compile(
+    r"(?:\bnot|n't|\bcannot\s+be|\bcan't\s+be|\bI\s+guess)\s+(?:\$|\\\(|\\\[)*\s*\Z", re.IGNORECASE
+)
+_BOX_RETRACTED = re.compile(
+    r"[$\s]*(?:\\\)|\\\])?\s*(?:is|was|seems)\s+(?:wrong|incorrect|not\b|false)|[$\s]*\?", re.IGNORECASE
 )
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _VERB = re.compile(
@@ -64,7 +83,7 @@ _VERB = re.compile(
 )
 _TOTAL = re.compile(r"\btotal\s+of\s*\Z", re.IGNORECASE)
 _OPEN_FORMULA = re.compile(r"[=+\-*/^_{(\[\\,]\s*\Z")
-_PARAGRAPH = re.compile(r"\n\s*\n(?!\s*(?:\\\[|\$\$))")  # a displayed formula belongs to the sentence before it
+_PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*+(?!\\\[|\$\$)")  # a displayed formula belongs to the sentence before it
 _SENTENCE = re.compile(r"(?<=[.!?])\**\s+(?=[A-Z0-9$\\*\"'(])|(?<=\\\])\s+(?=(?:Therefore|Thus|Hence|So|Finally)\b)")
 _COURTESY = re.compile(r"\s*I hope (?:it|this) is correct\.?\s*", re.IGNORECASE)
 _SPECIAL = re.compile(r"<\|[^|\n]{1,40}\|>.*", re.DOTALL)
@@ -94,7 +113,7 @@ def find_answer(response: str, *, unboxed: bool) -> Found:
 
 def candidates(text: str) -> list[str]:
     """A statement as it stands and the one value in it, in the order to be tried: words before a formula are prose."""
-    stripped = _tidy(text)
+    stripped = _LEADING_WORD.sub("", _tidy(text))
     value = one_value(stripped)
     if value is None or value == stripped:
         return [stripped]
@@ -119,7 +138,7 @@ def one_value(sentence: str) -> str | None:
         after = [m for m in found if m.start() >= start]
         if after and _TOTAL.search(sentence[: after[0].start()]):  # 'a total of 34 hours in 4 weeks'
             after = after[:1]
-        if after and _DENIED.search(sentence[: after[0].start()]):
+        if after and (_DENIED.search(sentence, 0, after[0].start()) or _RETRACTED.search(sentence, after[-1].end())):
             return None
         if len(after) == 1:
             return _content(after[0])
@@ -139,6 +158,10 @@ def _boxed(visible: str, boxes: list[Box]) -> Found:
         return Found(None, "the last box is empty or never closed")
     if len(contents) > 1:
         return Found(", ".join(contents), "the last boxes, joined", boxed=True)
+    if _BOX_DENIED.search(visible, max(0, boxes[0].start - 40), boxes[0].start) or _BOX_RETRACTED.match(
+        visible, boxes[-1].end
+    ):
+        return Found(None, "the last box is denied or taken back")
     percent = _PERCENT_AFTER_BOX.match(visible, boxes[-1].end) and not contents[0].rstrip().endswith("%")
     return Found(contents[0] + (r"\%" if percent else ""), "the last box", boxed=True)
 
@@ -153,11 +176,13 @@ def _unboxed(visible: str) -> Found:
     anchors = list(_ANCHOR.finditer(tail))
     if anchors:
         return _anchored(tail, anchors)
-    if _OPEN_FORMULA.search(tail) or not _formulas_closed(tail):
+    if _OPEN_FORMULA.search(tail.rstrip("*")) or not _formulas_closed(tail):
         return Found(None, "the response ends in an unfinished formula")
     if len(visible) <= SHORT_CHARS and "\n" not in visible.strip():
         if _is_hedged(tail):
             return Found(None, "a hedged or denied answer")
+        if _NO_STATEMENT.match(tail) or tail.endswith("?"):
+            return Found(None, "a short response that states nothing")
         if len(_SENTENCE.split(tail)) == 1:
             return Found(tail, "a response that is short enough to be the answer")
     value = _conclusion(tail)
@@ -173,7 +198,9 @@ def _is_hedged(statement: str) -> bool:
 
 
 def _anchored(tail: str, anchors: list[re.Match[str]]) -> Found:
-    statements = [_statement(tail, a.end()) for a in anchors]
+    statements = [
+        _statement(tail, a.end()) for a in anchors if not _SUPPOSED.search(tail, max(0, a.start() - 80), a.start())
+    ]
     distinct = {s for s in statements if s and len(s) <= 60}
     if len(distinct) > MAX_FINAL_ANSWERS:
         return Found(None, f"{len(distinct)} different final answers")
@@ -210,6 +237,8 @@ def _conclusion(tail: str) -> str | None:
         if all(_NAME.fullmatch(_content(m)) for m in values):
             continue
         concludes = any(_CONCLUDES.search(s) for s in sentences[: index + 1]) or _BOLD.search(sentence)
+        if not _ENDED.search(tail) and sentence[values[-1].end() :].strip(" .$"):
+            return None  # it breaks off
         states = _STATES.match(sentence) and not sentence[values[-1].end() :].strip(" .")
         alone = len(sentences) == 1 and len(sentence) <= SHORT_CHARS
         return one_value(sentence) if concludes or (tail.endswith(".") and (states or alone)) else None

@@ -126,7 +126,7 @@ _DROPPED_WITH_ARGUMENT = words(
 _BLACKBOARD = {"R": "reals", "Z": "integers", "N": "naturals", "Q": "rationals", "C": "complexes"}
 _UNIT_LETTERS = frozenset("mgshLlNJWVKCF")
 _TIME_OF_DAY = re.compile(r"\d{1,2}(?::\d\d){1,2}\s?[apAP]\.?\s?[mM]\.?")
-_MATHS_IN_TEXT = re.compile(r"[-+0-9.,/%$^()\[\]\s{}=]*[0-9][-+0-9.,/%$^()\[\]\s{}=]*")
+_MATHS_IN_TEXT = re.compile(r"(?:[-+.,/%$^()\[\]\s{}=]|\\%)*[0-9](?:[-+0-9.,/%$^()\[\]\s{}=]|\\%)*")
 
 _TOKEN = re.compile(
     r"""(?P<space>[\s~]+|\\[ \n\t]|%%)
@@ -196,6 +196,10 @@ class _Lexer:
     def _char(self, char: str) -> None:
         if char == "$":  # mathematics begins or ends, or a currency
             self.spaced = True
+            return
+        if char == "." and self.text.startswith("..", self.position):
+            self.position += 2
+            self._add("cmd", "ldots")
             return
         if char in "([":
             self.brackets += 1
@@ -308,6 +312,8 @@ class _Lexer:
         bare = words.strip("{}() .")
         if not words:
             self.spaced = True
+        elif words in ("%", "\\%"):
+            self._char("%")
         elif name == "mathbf" and bare in ("i", "j", "k"):
             self._add("word", f"vec_{bare}", source=bare)
         elif words in _UNIT_LETTERS and self.tokens and self.tokens[-1].kind == "num":

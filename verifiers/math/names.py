@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -38,11 +39,11 @@ def reading(node: Node) -> tuple[tuple[Node, ...], Node | None] | None:
         if is_constant(first) and is_constant(second) and not _agree(first, second, rounded=op == "~"):
             return None
     if len(constants) > 1:
-        exact_first = constants[0]
-        if not all(_agree(exact_first, c, rounded="~" in node.ops) for c in constants[1:]):
+        exact_first, rounded = constants[0], "~" in node.ops
+        if not all(_agree(exact_first, c, rounded=rounded) for c in constants[1:]):
             return None
         if len(constants) == len(values):
-            return labels, exact_first if "~" in node.ops else constants[-1]
+            return labels, exact_first if rounded else constants[-1]
     if labels or len(constants) == len(values):
         return labels, values[-1]
     return (), None
@@ -129,6 +130,12 @@ def names_of(items: Sequence[Node]) -> list[str]:
             return []
         names.append(repr(label))
     return names
+
+
+def are_consecutive(names: Sequence[str]) -> bool:
+    """Names such as a, b, c or x, y, z, in any order: their values belong in the order of the alphabet."""
+    letters = sorted(re.findall(r"^Sym\(name='([a-z])'\)$", "\n".join(names), re.MULTILINE))
+    return len(letters) == len(names) and all(ord(b) - ord(a) == 1 for a, b in itertools.pairwise(letters))
 
 
 def are_distinct(names: Sequence[str]) -> bool:

@@ -6,6 +6,8 @@ not covered raises `Unreadable`: the caller then compares texts, or asks the slo
 
 from __future__ import annotations
 
+import re
+
 from verifiers.math.building import KNOWN_WORDS, member_of
 from verifiers.math.expressions import Expressions
 from verifiers.math.lexer import tokenise
@@ -32,6 +34,9 @@ _RELATIONS = {
     "=": "=", "<": "<", ">": ">", "le": "<=", "ge": ">=", "ne": "!=", "approx": "~", "in": "in", "equiv": "=",
     "doteq": "~",
 }  # fmt: skip
+_THE_ANSWER_IS = re.compile(
+    r"(?:the|our|my)?\s*(?:final|correct)?\s*(?:answer|result|solution)s?\s*(?:is|are)?\s*[:=]?", re.IGNORECASE
+)
 _NUMBER_SETS = frozenset(["integers", "naturals", "rationals", "complexes"])
 _MATRICES = frozenset(["matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "Vmatrix", "smallmatrix", "array"])
 _SYSTEMS = frozenset(["cases", "aligned", "align", "gathered", "split", "dcases", "rcases"])
@@ -145,6 +150,9 @@ class _Parser(Expressions):
         if not words:
             return None
         joined = " ".join(words)
+        if _THE_ANSWER_IS.fullmatch(joined):
+            self.accept(":")
+            return None
         following = self.peek()
         alone = following.kind == "end" or self.at_separator() or following.value in (".", "}", ")")
         if not alone and is_loaded(joined):
@@ -201,6 +209,9 @@ class _Parser(Expressions):
                 items.append(Text(str(self.take().value)))
             else:
                 items.append(self.ratio())
+        if self.at("pmod", "bmod", "mod"):  # x \equiv 3 \pmod 7
+            self.index += 1
+            items[-1] = Op("call:mod", (items[-1], self._argument()))
         return Rel(tuple(items), tuple(ops)) if ops else items[0]
 
     def _relation_sign(self) -> str | None:

@@ -40,7 +40,7 @@ def with_unit(node: Node, words: str) -> Node:
     ):
         return node
     if lowered in ("radians", "radian", "rad"):
-        return node
+        return Unit(node, "rad")
     if is_loaded(lowered) or len(lowered) > 80:
         raise Unreadable(f"'{words}' changes what the value says")
     first = lowered.split()[0]

@@ -65,6 +65,20 @@ def is_set_like(node: Node) -> bool:
             return False
 
 
+def interval_of(node: Node) -> Seq | None:
+    """'a <= x < b' or 'x < b' as an interval, whose ends may have parameters; an interval as itself."""
+    match node:
+        case Seq("interval", _) | Seq("tuple", (_, _), "(" | "[", ")" | "]"):
+            return node
+        case Rel((low, Sym(_), high), (("<" | "<=") as left, ("<" | "<=") as right)):
+            return Seq("interval", (low, high), "[" if left == "<=" else "(", "]" if right == "<=" else ")")
+        case Rel((Sym(_), bound), (("<" | "<=") as op,)):
+            return Seq("interval", (Op("neg", (Sym("oo"),)), bound), "(", "]" if op == "<=" else ")")
+        case Rel((Sym(_), bound), ((">" | ">=") as op,)):
+            return Seq("interval", (bound, Sym("oo")), "[" if op == ">=" else "(", ")")
+    return None
+
+
 def same_pieces(a: Pieces, b: Pieces) -> bool:
     return len(a) == len(b) and all(
         p.low_closed == q.low_closed
@@ -124,6 +138,9 @@ def _joined(items: Sequence[Node], joiner: str) -> Pieces | None:
     unequal = all(isinstance(item, Rel) and item.ops == ("!=",) for item in items)
     if joiner in ("and", "system") and all(isinstance(item, Rel) for item in items):
         unequal = unequal or not all(isinstance(item, Rel) and item.ops == ("=",) for item in items)
+    first, *rest = items
+    if joiner == "," and is_set_like(first) and all(isinstance(i, Rel) and i.ops in (("!=",), ("in",)) for i in rest):
+        unequal = True  # 'x > 0, x != 1'
     result = found[0]
     for part in found[1:]:
         result = _intersection(result, part) if unequal else result + part

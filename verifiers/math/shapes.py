@@ -30,6 +30,7 @@ from verifiers.math.syntax import (
 )
 
 _NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
+_ARTICLE = re.compile(r"^(?:an?|the)\s+(?=\w)")
 _SAME_TEXT = {
     "nosolutions": "nosolution", "norealsolution": "nosolution", "norealsolutions": "nosolution",
     "therearenosolutions": "nosolution", "thereisnosolution": "nosolution", "nosuchnumber": "nosolution",
@@ -184,8 +185,7 @@ def plain_text(node: Node) -> str:
     """Letters and digits of a text, or of a product of letters."""
     match node:
         case Text(words):
-            plain = _NOT_ALPHANUMERIC.sub("", words.lower())
-            plain = plain.removeprefix("the") if len(plain) > 5 else plain
+            plain = _NOT_ALPHANUMERIC.sub("", _ARTICLE.sub("", words.lower()))
             return _SAME_TEXT.get(plain, plain)
         case Sym(name):
             return name.lower()

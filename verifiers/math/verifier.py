@@ -39,7 +39,7 @@ _ANSWER_CACHE_SIZE = 16_384
 _CACHED_CHARS = 2_000  # longer texts are not kept
 _SHOWN_CHARS = 300
 _AMBIGUOUS_COMMA = re.compile(r"\d,\d{3}(?!\d)")
-_PROSE = re.compile(r"\W*(?:[A-Za-z']+[\s,]+){3}")
+_PROSE = re.compile(r"[^\w']*(?:[A-Za-z']+[\s,]+){3}")
 _SPACES = re.compile(r"(?<!\d)\s+|\s+(?!\d)")  # 1 1/2 is not 11/2
 
 
