@@ -46,5 +46,5 @@ BOXED = [
 
 @pytest.mark.parametrize(("gold", "answer", "score"), BOXED)
 def test_a_boxed_answer_once_misjudged(gold, answer, score):
-    verdict = VERIFIER.verify(VerifyRequest(f"So \\boxed{{{answer}}}.".replace("{answer}", answer), gold))
+    verdict = VERIFIER.verify(VerifyRequest(f"So \\boxed{{{answer}}}.", gold))
     assert verdict.score == score, verdict.evidence

@@ -6,7 +6,7 @@ from typing import Any
 
 from verifiers.math.evaluate import Precise, Undefined, exact, mp
 from verifiers.math.names import reading
-from verifiers.math.realsets import is_set_like, pieces_of
+from verifiers.math.realsets import interval_of, is_set_like, pieces_of
 from verifiers.math.scalars import generic_point
 from verifiers.math.syntax import Matrix, Node, Ratio, Rel, Seq, Text, Unit, is_scalar, show, variables, written
 
@@ -22,6 +22,8 @@ def canonical(form: Node | None, text: str) -> str:
 
 
 def _write(node: Node) -> str:
+    if (ends := interval_of(node)) is not None:
+        return ends.opening + ", ".join(map(_write, ends.items)) + ends.closing
     if is_set_like(node) and (pieces := pieces_of(node)) is not None:
         return " U ".join(
             f"{'[' if low_closed else '('}{_number(low)}, {_number(high)}{']' if high_closed else ')'}"

@@ -6,7 +6,10 @@ import re
 
 from verifiers.math.compare import Decision
 
-_WRAPPERS = re.compile(r"\\(?:textbf|textit|text|mathrm|mathbf|boldsymbol|left|right|bf|rm|;|,|!| )\s*|[{}$*~\s]+")
+_WRAPPERS = re.compile(
+    r"\\(?:textbf|textit|text|mathrm|mathbf|boldsymbol|displaystyle|textstyle|left|right|qquad|quad|bf|rm|;|,|!| )\s*"
+    r"|[{}$*~\s]+"
+)
 _GOLD = re.compile(r"\(?([A-J])\)?\.?|((?:\(?[A-J]\)?,?)+)")
 _LABELLED = re.compile(r"\(([A-J])\)[.:]?(.*)|([A-J])[).:](.*)", re.DOTALL)
 _ANOTHER = re.compile(r"\([A-J]\)|(?<![A-Za-z])[A-J](?:[).:]|\b(?![\w=^+*/-]))")
@@ -24,7 +27,7 @@ def choice_decision(gold: str, answer: str) -> Decision | None:
     gold_letters = re.findall("[A-J]", plain_gold)
     if len(gold_letters) > 1 and (gold_letters != sorted(set(gold_letters))):
         return None
-    plain = _PREFIX.sub("", _WRAPPERS.sub("", answer))
+    plain = _PREFIX.sub("", _WRAPPERS.sub("", answer)).rstrip(".,;")
     if _LETTERS.fullmatch(plain):
         return _decision(sorted(re.findall("[A-J]", plain)) == gold_letters)
     labelled = _LABELLED.fullmatch(plain)

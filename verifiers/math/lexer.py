@@ -124,6 +124,9 @@ _DROPPED_WITH_ARGUMENT = words(
     """
 )
 _BLACKBOARD = {"R": "reals", "Z": "integers", "N": "naturals", "Q": "rationals", "C": "complexes"}
+_MATHS_FONTS = frozenset(["mathrm", "mathbf", "mathnormal"])
+_MATHS_SIGNS = re.compile(r"[-+*/=<>^_|(\d\\]")
+_UNIT_WITH_SIGNS = re.compile(r"[A-Za-z·/^\d{}\s*-]+")  # m/s^2
 _UNIT_LETTERS = frozenset("mgshLlNJWVKCF")
 _TIME_OF_DAY = re.compile(r"\d{1,2}(?::\d\d){1,2}\s?[apAP]\.?\s?[mM]\.?")
 _MATHS_IN_TEXT = re.compile(r"(?:[-+.,/%$^()\[\]\s{}=]|\\%)*[0-9](?:[-+0-9.,/%$^()\[\]\s{}=]|\\%)*")
@@ -137,12 +140,13 @@ _TOKEN = re.compile(
       |(?P<char>.)""",
     re.VERBOSE | re.DOTALL,
 )
-_EXPONENT = re.compile(r"[eE]([+-]?\d{1,5})(?![\w{.^])")
+_EXPONENT = re.compile(r"[eE]([+-]?\d{1,5})(?![\w{^]|\.\d)")
 _COMMA_GROUPS = re.compile(r"(?:,\d{3}){1,10}(?!\d|,\d)")
 _DECIMAL_COMMA = re.compile(r",(\d{2})(?![\d,])")
 _DECIMALS = re.compile(r"\.(\d+)")
 _DOUBLED_BACKSLASH = re.compile(r"\\(?=\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z]))")
 _HALF_OF_DAY = re.compile(r"(?<![A-Za-z])([apAP])\.\s?[mM](?:\.|(?![A-Za-z]))")
+_MARKDOWN_BOLD = re.compile(r"[\s$]*\*{1,3}([^*]+)\*{1,3}[\s$.]*")
 _OPENS_GROUP = re.compile(r"\s*\{")
 _SEPARATORS_IN_NUMBER = re.compile(r"\\[,;:!]|[~ ,{}]")
 
@@ -152,7 +156,9 @@ def tokenise(text: str, *, thousands: bool = True) -> list[Token]:
     or a group is never closed."""
     if len(text) > MAX_CHARS:
         raise Unreadable(f"longer than {MAX_CHARS} characters")
-    text = _DOUBLED_BACKSLASH.sub("", to_ascii_maths(text)).strip().strip("*")  # **bold** in Markdown
+    text = _DOUBLED_BACKSLASH.sub("", to_ascii_maths(text))
+    if bold := _MARKDOWN_BOLD.fullmatch(text):
+        text = bold[1]
     if ":" in text:
         text = _HALF_OF_DAY.sub(r" \1m ", text)
     if len(text) > 4 * MAX_CHARS:
@@ -304,6 +310,10 @@ class _Lexer:
                     return self.text[start + 1 : end]
         raise Unreadable("a brace is never closed")
 
+    def _is_unit(self, words: str) -> bool:
+        after_number = bool(self.tokens) and self.tokens[-1].kind == "num"
+        return after_number and words[0].isalpha() and _UNIT_WITH_SIGNS.fullmatch(words) is not None
+
     def _text(self, name: str) -> None:
         if not _OPENS_GROUP.match(self.text, self.position):
             return  # \mathrm e
@@ -323,8 +333,8 @@ class _Lexer:
         elif (
             _MATHS_IN_TEXT.fullmatch(words)
             or _TIME_OF_DAY.fullmatch(words)
-            or (name in ("mathrm", "mathbf", "mathnormal") and "\\" in words)
             or "\\frac" in words
+            or (name in _MATHS_FONTS and _MATHS_SIGNS.search(words) and not self._is_unit(words))
         ):
             if self.fonts == _MAX_FONTS:
                 raise Unreadable(f"nested deeper than {_MAX_FONTS}")

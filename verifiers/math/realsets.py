@@ -76,6 +76,10 @@ def interval_of(node: Node) -> Seq | None:
             return Seq("interval", (Op("neg", (Sym("oo"),)), bound), "(", "]" if op == "<=" else ")")
         case Rel((Sym(_), bound), ((">" | ">=") as op,)):
             return Seq("interval", (bound, Sym("oo")), "[" if op == ">=" else "(", ")")
+        case Rel((bound, Sym(_) as name), (op,)) if op in ("<", "<=", ">", ">="):
+            return interval_of(Rel((name, bound), (_FLIPPED[op],)))
+        case Builder(Sym(_), condition):
+            return interval_of(condition)
     return None
 
 

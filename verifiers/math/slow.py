@@ -12,6 +12,7 @@ MAX_CHARS = 300
 # What asks to be evaluated first is no final answer, and is what hangs a computer algebra system.
 _UNEVALUATED = re.compile(r"\\(?:i*int|oint|sum|prod|lim|limsup|liminf|frac\s*\{\s*d)(?![A-Za-z])")
 _BIG_POWER = re.compile(r"\^\s*\{?\s*\(?\s*\d{3,}|!|\^\s*\{[^{}]*\^")
+_SHORT_FRACTION = re.compile(r"\\[dt]?frac\s*(\d)\s*(\d)")  # \frac13, which the parser does not know
 _WORDS = re.compile(r"\\(?:text|mbox|textbf)\b")
 
 
@@ -41,7 +42,7 @@ def equal(gold: str, answer: str) -> bool | None:
     forms = []
     for text in (gold, answer):
         try:
-            forms.append(latex2sympy(text))
+            forms.append(latex2sympy(_SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)))
         except (MemoryError, RecursionError):
             raise
         except Exception:  # noqa: BLE001 (an ANTLR parser: whatever it raises means that it cannot read the text)

@@ -20,8 +20,7 @@ def verdict_of(verifier, program, gold):
 def with_options(verifier, **changes):
     """The same sandbox under other options."""
     other = object.__new__(CodeVerifier)
-    other.options = verifier.options.model_copy(update=changes)
-    other.sandbox = verifier.sandbox
+    other.__dict__.update(verifier.__dict__, options=verifier.options.model_copy(update=changes))
     return other
 
 
