@@ -26,7 +26,7 @@ STRICT = verifier(profile="strict")
 
 @pytest.fixture(scope="module")
 def runner():
-    with Runner("math", {}, workers=1) as shared:
+    with Runner("math", {}, workers=1, timeout_s=20.0) as shared:  # a loaded machine must not fail a test
         yield shared
 
 
