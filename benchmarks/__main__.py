@@ -12,7 +12,10 @@ import torch
 from benchmarks.report import RESULTS, Report
 from verifiers.errors import AssayError
 
-NAMES = ("decode", "train_step", "grpo_step", "quickstart", "mawps", "verifier_pool", "math_responses", "iou", "sandbox")
+NAMES = (
+    "decode", "train_step", "grpo_step", "objective", "quickstart", "mawps", "verifier_pool", "math_responses", "iou",
+    "sandbox",
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:

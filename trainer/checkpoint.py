@@ -3,6 +3,7 @@
     checkpoints/step-000020/
         meta.json     step, metrics; written last but one, so a folder without it is not a checkpoint
         state.pt      optimizer, schedule position, RNGs, sampler, sources, evaluation history (tensors and plain data)
+        critic/       the same of the critic, if there is one: a token classification model with one label
         hf/           config, tokenizer and weights in safetensors, in the master dtype; LoRA merged
 
 A checkpoint is written under a temporary name, flushed to disk and renamed: it is there whole or not at all.
@@ -27,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from trainer.critic import Critic
 from trainer.learner import Learner
 from trainer.records import fsync_path
 from verifiers.errors import RunError
@@ -72,6 +74,7 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerBase,
     state: dict[str, Any],
     meta: dict[str, Any],
+    critic: Critic | None = None,
 ) -> Path:
     """Write `folder`/step-XXXXXX. `state` is everything outside the learner. Raises `RunError` on a full disk, leaving
     the older checkpoints as they were."""
@@ -86,7 +89,12 @@ def save_checkpoint(
         learner_state = learner.state_dict()
         if learner.config.model.lora is None:
             del learner_state["policy"]  # hf/ holds the very same tensors
-        torch.save({"learner": learner_state, "rng": rng_state(), **state}, partial / "state.pt")
+        content = {"learner": learner_state, "rng": rng_state(), **state}
+        if critic is not None:
+            (partial / "critic").mkdir()
+            critic.export_hf(partial / "critic")
+            content["critic"] = critic.state_dict()
+        torch.save(content, partial / "state.pt")
         (partial / "meta.json").write_text(json.dumps({"step": step, **meta}, indent=1, sort_keys=True) + "\n")
         for path in sorted(partial.rglob("*")):
             fsync_path(path)
@@ -124,13 +132,16 @@ def export_hf(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase
     save_torch_state_dict(weights, folder, max_shard_size="5GB")
 
 
-def load_checkpoint(path: Path, learner: Learner) -> dict[str, Any]:
-    """Restore learner and RNGs exactly; return the rest of the state. Raises `RunError` for a damaged checkpoint."""
+def load_checkpoint(path: Path, learner: Learner, critic: Critic | None = None) -> dict[str, Any]:
+    """Restore learner, critic and RNGs exactly; return the rest of the state. Raises `RunError` for a damaged
+    checkpoint."""
     try:
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         learner_state = state.pop("learner")
         if learner.config.model.lora is None:
             learner_state["policy"] = _read_policy(path / "hf", learner)
+        if critic is not None:
+            critic.load(path / "critic", state.pop("critic"))
     except (OSError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(

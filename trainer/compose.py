@@ -42,10 +42,13 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def validate(values: Mapping[str, Any]) -> Config:
-    """Check the tree, then every part against the code it names. A run's recorded facts are not settings: left out.
-    Raises `ConfigError`."""
+    """Check the tree, every part against the code it names, then what goes together. A run's recorded facts are not
+    settings: left out. Raises `ConfigError`."""
+    from trainer.combinations import check_objective
+
     config = parse_options(Config, {key: value for key, value in values.items() if key not in RECORDED_FACTS})
     _check_parts(config)
+    check_objective(config)
     return config
 
 
@@ -268,6 +271,7 @@ def _parts(config: Config) -> Iterator[tuple[str, Part, type[BaseModel]]]:
     from rollout.engine import ENGINES
     from trainer.advantages.base import ADVANTAGES
     from trainer.losses.base import LOSSES
+    from trainer.shaping.base import SHAPINGS
     from verifiers.verdict import VERIFIERS
 
     data = {"data.train": config.data.train}
@@ -286,6 +290,9 @@ def _parts(config: Config) -> Iterator[tuple[str, Part, type[BaseModel]]]:
     advantage, loss = config.objective.advantage, config.objective.loss
     for key, part, registry in (("objective.advantage", advantage, ADVANTAGES), ("objective.loss", loss, LOSSES)):
         yield key, part, _options_of(registry.get(part.kind, key=f"{key}.kind"), part, key)
+    for i, shaping in enumerate(config.objective.shaping):
+        key = f"objective.shaping.{i}"
+        yield key, shaping, _options_of(SHAPINGS.get(shaping.kind, key=f"{key}.kind"), shaping, key)
     ENGINES.get(config.rollout.engine, key="rollout.engine")
 
 
@@ -296,6 +303,6 @@ def _options_of(entry: Any, part: Part, key: str) -> type[BaseModel]:
             f"'{part.kind}' is not something that can stand here: it has no options model.",
             where=f"{key}.kind",
             fix="a class needs a nested pydantic model named Options; an advantage is an `AdvantageEstimator`, a loss "
-            "a `PolicyLoss`",
+            "a `PolicyLoss`, a shaping a `Shaping`",
         )
     return options

@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from data.template import TemplateOptions
 from verifiers.options import Options
 
+# advantage estimators with a baseline from the other samples of the prompt
+_COMPARE_SAMPLES = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "opo", "gpg", "passk_grpo")
+
 
 class Part(BaseModel):
     """``kind`` names registered code; the remaining keys are that kind's options."""
@@ -142,20 +145,82 @@ class RolloutConfig(Options):
     max_rows: int = Field(default=64, ge=1)
 
 
+class KLController(Options):
+    """Changes kl.coef after every batch so that the KL stays near `target` (nats a token), by at most 20% *
+    trajectories / horizon_trajectories."""
+
+    target: float = Field(gt=0)
+    horizon_trajectories: int = Field(ge=1)
+
+
 class KLConfig(Options):
-    """KL of the policy to the frozen starting model, added to the loss with coefficient `coef` (0: no reference
-    model)."""
+    """KL of the policy to the frozen starting model, with coefficient `coef` (0: no reference model). place: a term of
+    the loss, or a reward on every token. gradient: of the term in the loss, see docs/methods/kl.md."""
 
     coef: float = Field(default=0.0, ge=0)
     estimator: Literal["k1", "k2", "k3"] = "k3"
+    place: Literal["loss", "reward"] = "loss"
+    gradient: Literal["estimator", "reverse_kl", "ratio"] = "estimator"
+    controller: KLController | None = None
+
+    @model_validator(mode="after")
+    def _means_something(self) -> Self:
+        if self.gradient != "estimator" and self.place == "reward":
+            raise ValueError("objective.kl.gradient is for place=loss: a reward has no gradient of its own")
+        if self.coef == 0 and (self.place == "reward" or self.gradient != "estimator" or self.controller is not None):
+            raise ValueError("objective.kl.place, gradient and controller do nothing with objective.kl.coef=0")
+        return self
+
+
+class RejectionOptions(Options):
+    """Which tokens or whole responses are left out because engine and learner disagree about them.
+
+    statistic: of log_ratio = old_logp - sampled_logp. k1 = -log_ratio, kept between ln(lower) and ln(upper), so the
+    bounds are ratios sampled / old (lower defaults to 1 / upper); k2 = log_ratio^2 / 2 and k3 = exp(log_ratio) - 1 -
+    log_ratio are kept up to upper. level: the token's own value, or its sum, mean or maximum over the response."""
+
+    level: Literal["token", "sequence_sum", "sequence_mean", "sequence_max"]
+    statistic: Literal["k1", "k2", "k3"]
+    upper: float = Field(gt=0)
+    lower: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _bounds_fit_the_statistic(self) -> Self:
+        if self.statistic != "k1" and self.lower is not None:
+            raise ValueError("lower is for statistic=k1: k2 and k3 are never negative")
+        if self.statistic == "k1" and self.level == "sequence_max":
+            raise ValueError(
+                "level=sequence_max needs statistic k2 or k3: the largest k1 says nothing of the lower bound"
+            )
+        if self.statistic == "k1" and self.lower is None and self.upper <= 1:
+            raise ValueError(f"upper={self.upper} with lower = 1 / upper keeps nothing: set lower, or upper above 1")
+        return self
 
 
 class MismatchConfig(Options):
-    """Truncated importance weights min(exp(log-prob of learner - log-prob as sampled), cap)."""
+    """What is done about samples that come from another distribution than the learner's (other kernels, top-p, stale
+    weights). The importance weight is w = exp(log-prob of the learner before the update - log-prob as sampled).
 
-    kind: Literal["none", "truncated"] = "none"
-    level: Literal["token", "sequence"] = "token"
+    kind: truncated brings w between floor and cap; zeroed sets a weight outside of them to 0; bypass takes the loss's
+    ratio against the log-probs as sampled, without a weight. level: of the token, of the whole response (the product),
+    or its geometric mean. normalise: weights are divided by their mean over the tokens, or the responses, of the
+    optimizer step. rejection: what is left out of the loss and its counts."""
+
+    kind: Literal["none", "truncated", "zeroed", "bypass"] = "none"
+    level: Literal["token", "sequence", "geometric"] = "token"
     cap: float = Field(default=2.0, gt=0)
+    floor: float = Field(default=0.0, ge=0)
+    normalise: Literal["none", "token", "sequence"] = "none"
+    rejection: RejectionOptions | None = None
+
+    @model_validator(mode="after")
+    def _weights_exist(self) -> Self:
+        if self.kind in ("none", "bypass") and (self.floor > 0 or self.normalise != "none"):
+            raise ValueError("objective.mismatch.floor and normalise are for kind=truncated and kind=zeroed: "
+                             f"kind={self.kind} has no weights")  # fmt: skip
+        if self.floor >= self.cap:
+            raise ValueError(f"objective.mismatch.floor={self.floor:g} must be below cap={self.cap:g}")
+        return self
 
 
 class OverlongConfig(Options):
@@ -189,10 +254,13 @@ class ZeroVarianceConfig(Options):
 
 
 class ObjectiveConfig(Options):
+    """shaping: changes of the outcome between verdict and advantage, in this order (`trainer/shaping`)."""
+
     advantage: Part
     loss: Part
-    reduce: Literal["token", "sequence", "constant"] = "token"
+    reduce: Literal["token", "sequence", "sequence_sum", "constant"] = "token"
     constant_tokens: int | None = Field(default=None, ge=1)
+    shaping: list[Part] = []
     kl: KLConfig = KLConfig()
     mismatch: MismatchConfig = MismatchConfig()
     overlong: OverlongConfig = OverlongConfig()
@@ -217,6 +285,16 @@ class OptimConfig(Options):
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
 
 
+class CriticConfig(Options):
+    """A value model of its own, for estimators with a critic. It starts as a copy of the policy. clip: how far a value
+    may move in an update, null: as far as it likes. warmup_steps: rounds at the start in which only the critic
+    learns."""
+
+    optim: OptimConfig
+    clip: float | None = Field(default=0.5, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+
+
 class WarmStartConfig(Options):
     """Supervised fine-tuning on the solutions of `source` before RL."""
 
@@ -227,15 +305,22 @@ class WarmStartConfig(Options):
 
 
 class TrainConfig(Options):
-    """minibatches_per_step: optimizer steps taken on one batch of rollouts. shuffle_rewards is a control for
-    experiments:
-    outcomes are permuted among the trajectories of a step, so that nothing can be learnt from them."""
+    """minibatches_per_step: parts of whole groups that a batch of rollouts is split into, one optimizer step each.
+    epochs_per_batch: how often all of them are gone through. max_stale_steps: rollouts may come from weights up to so
+    many steps old; the engine gets new ones every max_stale_steps + 1 steps. shuffle_rewards is a control for
+    experiments: outcomes are permuted among the trajectories of a step, so that nothing can be learnt from them."""
 
     steps: int = Field(ge=0)
     minibatches_per_step: int = Field(default=1, ge=1)
+    epochs_per_batch: int = Field(default=1, ge=1)
+    max_stale_steps: int = Field(default=0, ge=0)
     max_tokens_per_microbatch: int = Field(ge=1)
     logprob_chunk_tokens: int = Field(default=1024, ge=1)
     shuffle_rewards: bool = False
+
+    @property
+    def optimizer_steps_per_batch(self) -> int:
+        return self.minibatches_per_step * self.epochs_per_batch
 
 
 class EvalConfig(Options):
@@ -300,6 +385,7 @@ class Config(Options):
     objective: ObjectiveConfig
     optim: OptimConfig
     train: TrainConfig
+    critic: CriticConfig | None = None
     warm_start: WarmStartConfig | None = None
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -311,15 +397,30 @@ class Config(Options):
     @model_validator(mode="after")
     def _possible_combinations(self) -> Self:
         groups = self.rollout.prompts_per_step
-        if self.objective.advantage.kind == "grpo" and self.rollout.samples_per_prompt < 2:
-            raise ValueError("objective.advantage.kind=grpo compares samples of one prompt: "
+        advantage = self.objective.advantage
+        compares = advantage.kind in _COMPARE_SAMPLES or advantage.options.get("select") in ("best", "mixed_groups")
+        if compares and self.rollout.samples_per_prompt < 2:
+            raise ValueError(f"objective.advantage.kind={advantage.kind} compares samples of one prompt: "
                              "rollout.samples_per_prompt must be at least 2")  # fmt: skip
         if groups % self.train.minibatches_per_step:
             raise ValueError(f"train.minibatches_per_step={self.train.minibatches_per_step} must divide "
                              f"rollout.prompts_per_step={groups}")  # fmt: skip
+        if self.train.max_stale_steps and self.objective.mismatch.kind == "none":
+            raise ValueError(f"train.max_stale_steps={self.train.max_stale_steps} trains on samples of an older "
+                             "policy: set objective.mismatch.kind=truncated (or zeroed, bypass) or "
+                             "train.max_stale_steps=0")  # fmt: skip
+        if self.objective.mismatch.kind == "bypass" and self.objective.loss.kind == "reinforce":
+            raise ValueError("objective.mismatch.kind=bypass corrects through the loss's ratio, and reinforce has "
+                             "none: set kind=truncated")  # fmt: skip
         if self.rollout.top_p < 1 and self.objective.mismatch.kind == "none":
             raise ValueError("rollout.top_p < 1 samples from another distribution than the policy that is trained: set "
                              "objective.mismatch.kind=truncated or rollout.top_p=1.0")  # fmt: skip
+        if self.model.lora is not None and self.critic is not None:
+            raise ValueError("the critic is a copy of the policy, and cannot copy an adapter: set critic=null with an "
+                             "estimator that needs none, or model.lora=null")  # fmt: skip
+        if self.critic is not None and self.critic.warmup_steps >= self.train.steps > 0:
+            raise ValueError(f"critic.warmup_steps={self.critic.warmup_steps} leaves no round of train.steps="
+                             f"{self.train.steps} to the policy")  # fmt: skip
         if self.model.lora is not None and self.warm_start is not None and self.objective.kl.coef > 0:
             raise ValueError("with LoRA the reference of the KL term is the model without its adapter, which pulls "
                              "back to before the warm start: set objective.kl.coef=0, or drop model.lora")  # fmt: skip

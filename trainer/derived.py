@@ -43,7 +43,7 @@ def derive(
         "reference_model": "yes" if needs_reference(config.objective.kl) else "no",
         "trajectories_per_step": trajectories,
         "trajectories_per_optimizer_step": in_update,
-        "optimizer_steps": train.steps * train.minibatches_per_step,
+        "optimizer_steps": train.steps * train.optimizer_steps_per_batch,
         "prompts_seen": train.steps * rollout.prompts_per_step,
         "max_tokens_per_trajectory": longest,
         "max_tokens_generated_per_step": trajectories * rollout.max_response_tokens * tries,
@@ -82,6 +82,8 @@ def memory_mb(
     - weights: P in the master dtype, and a copy in the compute dtype if that is another.
     - gradients: trained parameters in the master dtype; optimizer: two such (AdamW).
     - reference: P in the compute dtype, if the objective needs one and there is no LoRA (else the base model serves).
+    - critic: P in the master dtype with gradients and optimizer, if there is one (its head is small).
+    - stale_weights: P in the master dtype, what the engine samples from, if rollouts may be stale.
     - engine_weights: P in the rollout dtype (the engine keeps its own fused copy).
     - kv_cache: max_rows * (max prompt + max response) * L * 2 * kv_width in the rollout dtype; an upper bound, since
       samples share their prompt.
@@ -111,6 +113,8 @@ def memory_mb(
         "gradients": trained * master,
         "optimizer": 2 * trained * master,
         "reference": num_parameters * compute if needs_copy else 0,
+        "critic": 4 * num_parameters * master if config.critic is not None else 0,
+        "stale_weights": num_parameters * master if train.max_stale_steps else 0,
         "engine_weights": num_parameters * engine,
         "kv_cache": rollout.max_rows * longest * num_layers * 2 * kv_width * engine,
         "activations": kept_values * compute,

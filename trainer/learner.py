@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -26,7 +26,16 @@ from trainer.config import Config, OptimConfig
 from trainer.logprobs import chunked_logp
 from trainer.losses.base import LOSSES, LossInputs
 from trainer.models import DTYPES, Policy, load_policy
-from trainer.objective import kl_penalty, mismatch_weights, needs_reference, sequence_weights
+from trainer.objective import (
+    adapted_kl_coef,
+    kl_loss,
+    mismatch_correction,
+    mismatch_diagnostics,
+    mismatch_weights,
+    needs_reference,
+    proximal_logp,
+    sequence_weights,
+)
 from verifiers.errors import RunError
 from verifiers.options import parse_options
 
@@ -36,11 +45,17 @@ TokenLoss = Callable[[PackedBatch, Tensor, Tensor], tuple[Tensor, dict[str, Tens
 
 @dataclass(slots=True)
 class TrainingBatch:
-    """What the loop hands over: trajectories, one advantage tensor [T_i] each, and which take part in the loss [N]."""
+    """What the loop hands over: trajectories, one advantage tensor [T_i] each, and which take part in the loss [N].
+
+    old: the learner's log-probs before the update, one tensor [T_i] each, where the advantages already needed them.
+    values, returns: of a critic, before the update and what it should have predicted, one tensor [T_i] each."""
 
     trajectories: list[Trajectory]
     advantages: list[Tensor]
     included_N: Tensor
+    old: list[Tensor] | None = None
+    values: list[Tensor] = field(default_factory=list)
+    returns: list[Tensor] = field(default_factory=list)
 
 
 class NonFiniteError(RunError):
@@ -67,6 +82,34 @@ def learning_rate(optim: OptimConfig, step: int, total_steps: int) -> float:
     return optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * cosine)
 
 
+def make_adamw(parameters: Sequence[nn.Parameter], optim: OptimConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW that decays matrices only, not norms and biases."""
+    decay, plain = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+    groups = [{"params": decay, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        lr=optim.lr,
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+def clip_and_step(
+    parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, optim: OptimConfig, step: int, total: int
+) -> dict[str, float] | None:
+    """Clip the gradient and take optimizer step `step` (from 0) of `total`; return its norm before clipping and the
+    learning rate. None if the norm is not finite: nothing was changed, the gradient is gone."""
+    lr = learning_rate(optim, step, total)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, optim.grad_clip))
+    if math.isfinite(grad_norm):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"grad_norm": grad_norm, "lr": lr} if math.isfinite(grad_norm) else None
+
+
 class Learner:
     """Owns the policy, its frozen reference (if the objective needs one) and the optimizer."""
 
@@ -78,24 +121,15 @@ class Learner:
         self.loss = LOSSES.get(config.objective.loss.kind, key="objective.loss.kind")
         self.loss_options = parse_options(self.loss.options, config.objective.loss.options, "objective.loss")
         self.reference: nn.Module | None = None
-        self.use_optimizer(config.optim, config.train.steps * config.train.minibatches_per_step)
+        self.kl_coef = config.objective.kl.coef
+        self.use_optimizer(config.optim, config.train.steps * config.train.optimizer_steps_per_batch)
 
     # ---- optimizer ---------------------------------------------------
 
     def use_optimizer(self, optim: OptimConfig, total_steps: int) -> None:
         """Start a fresh AdamW with its schedule (warm start and RL each have their own)."""
         self.optim, self.total_steps, self.optimizer_steps = optim, total_steps, 0
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        decay = [p for p in parameters if p.ndim >= 2]
-        plain = [p for p in parameters if p.ndim < 2]  # norms and biases are not decayed
-        groups = [{"params": decay, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(
-            [g for g in groups if g["params"]],
-            lr=optim.lr,
-            betas=(optim.beta1, optim.beta2),
-            eps=optim.eps,
-            fused=self.device.type in ("cpu", "cuda"),
-        )
+        self.optimizer = make_adamw([p for p in self.model.parameters() if p.requires_grad], optim, self.device)
 
     def freeze_reference(self) -> None:
         """Keep the present policy as the reference of the KL term. With LoRA the frozen base model serves as one, so
@@ -160,23 +194,46 @@ class Learner:
     # ---- updates -----------------------------------------------------
 
     def update(self, batch: TrainingBatch) -> dict[str, float]:
-        """`minibatches_per_step` optimizer steps on one batch of rollouts; metrics are means over them.
+        """`epochs_per_batch` times `minibatches_per_step` optimizer steps on one batch of rollouts; metrics are means
+        over them.
 
         Raises `NonFiniteError` before the optimizer touches the weights.
         """
-        count = self.config.train.minibatches_per_step
-        # with a single optimizer step the policy at its start is the one being differentiated: no extra forward
-        old = self.logprobs(batch.trajectories) if count > 1 else None
-        reference = self.reference_logprobs(batch.trajectories) if needs_reference(self.config.objective.kl) else None
+        train, objective = self.config.train, self.config.objective
+        old = batch.old
+        if old is None and self._needs_old():
+            old = self.logprobs(batch.trajectories)
+        reference = None
+        if needs_reference(objective.kl) and objective.kl.place == "loss":
+            reference = self.reference_logprobs(batch.trajectories)
+        parts = [index for index in split_by_group(batch.trajectories, train.minibatches_per_step) if index]
         metrics = [
-            self._policy_step(batch, index, old, reference)
-            for index in split_by_group(batch.trajectories, count)
-            if index
+            self._policy_step(batch, index, old, reference) for _ in range(train.epochs_per_batch) for index in parts
         ]
         # a mini-batch of excluded trajectories only has no diagnostics
         names = dict.fromkeys(name for m in metrics for name in m)
         values = {name: [m[name] for m in metrics if name in m] for name in names}
-        return {name: sum(v) / len(v) for name, v in values.items()}
+        means = {name: sum(v) / len(v) for name, v in values.items()}
+        if "kl_reference" in means:
+            means |= self.adapt_kl(means["kl_reference"], len(batch.trajectories))
+        return means
+
+    def _needs_old(self) -> bool:
+        """Whether log-probs from before the update are needed. With a single optimizer step the policy at its start is
+        the one being differentiated: no extra forward, unless the whole batch's are needed at once."""
+        mismatch = self.config.objective.mismatch
+        several = self.config.train.optimizer_steps_per_batch > 1
+        return several or mismatch.normalise != "none" or mismatch.rejection is not None
+
+    def adapt_kl(self, kl: float, trajectories: int) -> dict[str, float]:
+        """Let the controller, if there is one, answer the KL of a batch (nats a token); the metric of the coefficient
+        that the batch was trained with."""
+        controller = self.config.objective.kl.controller
+        if controller is None:
+            return {}
+        used, horizon = self.kl_coef, controller.horizon_trajectories
+        self.kl_coef = adapted_kl_coef(used, kl, controller.target, horizon, trajectories)
+        return {"kl_coef": used}
 
     def _policy_step(
         self, batch: TrainingBatch, index: list[int], old: list[Tensor] | None, reference: list[Tensor] | None
@@ -186,29 +243,58 @@ class Learner:
         sampled = [torch.tensor(t.logp_sampled) for t in trajectories]
         length_N = torch.tensor([t.num_response_tokens for t in trajectories])
         included_N = batch.included_N[index]
-        weight_N = sequence_weights(length_N, included_N, objective.reduce, objective.constant_tokens)
+        correction: list[Tensor] | None = None
+        keep: list[Tensor] | None = None
+        counted_N = length_N
+        if old is not None:
+            correction, keep = self._correct_mismatch([old[i] for i in index], sampled, included_N)
+            counted_N = torch.stack([k.sum() for k in keep])
+        weight_N = sequence_weights(counted_N, included_N, objective.reduce, objective.constant_tokens)
 
         def token_loss(mb: PackedBatch, logp_R: Tensor, entropy_R: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             old_R = logp_R.detach() if old is None else mb.flatten([old[i] for i in index])
             sampled_R = mb.flatten(sampled)
             advantage_R = mb.flatten([batch.advantages[i] for i in index]).to(logp_R.dtype)
+            form = "bypass" if objective.mismatch.kind == "bypass" else "decoupled"
+            before_R = proximal_logp(old_R, sampled_R, form)
+            mask_R = None if keep is None else mb.flatten(keep)
             loss_R, diagnostics = self.loss.compute(
-                LossInputs(logp_R, old_R, advantage_R, mb.segment_R), self.loss_options
+                LossInputs(logp_R, before_R, advantage_R, mb.segment_R, mask_R), self.loss_options
             )
-            weight_R = mismatch_weights(old_R, sampled_R, mb.segment_R, objective.mismatch)
+            if correction is None:
+                weight_R = mismatch_weights(old_R, sampled_R, mb.segment_R, objective.mismatch)
+            else:
+                weight_R = mb.flatten(correction).to(logp_R.dtype)
             loss_R = loss_R * weight_R
-            diagnostics |= {"entropy": entropy_R, "mismatch_weight": weight_R, "logprob_gap": (old_R - sampled_R).abs()}
+            diagnostics |= {"entropy": entropy_R, "mismatch_weight": weight_R}
+            diagnostics |= mismatch_diagnostics(old_R - sampled_R)
             if reference is not None:
-                kl_R = kl_penalty(logp_R, mb.flatten([reference[i] for i in index]), objective.kl.estimator)
-                loss_R = loss_R + objective.kl.coef * kl_R
+                reference_R = mb.flatten([reference[i] for i in index])
+                kl_R = kl_loss(logp_R, reference_R, before_R, objective.kl.estimator, objective.kl.gradient)
+                loss_R = loss_R + self.kl_coef * kl_R
                 diagnostics["kl_reference"] = kl_R.detach()
             return loss_R, diagnostics
 
         try:
-            return self._optimizer_step(trajectories, weight_N, token_loss)
+            metrics = self._optimizer_step(trajectories, weight_N, token_loss, keep)
         except NonFiniteError as error:
             error.sequences = [index[i] for i in error.sequences]  # of the batch, not of this mini-batch
             raise
+        if keep is not None and objective.mismatch.rejection is not None:
+            metrics["rejected_share"] = 1 - float(torch.cat(keep).double().mean())
+        return metrics
+
+    def _correct_mismatch(
+        self, old: list[Tensor], sampled: list[Tensor], included_N: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """(weights, which tokens stay in the loss) of one optimizer step, one tensor [T_i] each."""
+        lengths = [len(o) for o in old]
+        segment_R = torch.arange(len(old)).repeat_interleave(torch.tensor(lengths))
+        included_R = included_N[segment_R]
+        weight_R, keep_R = mismatch_correction(
+            torch.cat(old), torch.cat(sampled), segment_R, included_R, self.config.objective.mismatch
+        )
+        return list(weight_R.split(lengths)), list(keep_R.split(lengths))
 
     def supervised_step(self, demonstrations: Sequence[TokenSequence]) -> dict[str, float]:
         """One step of maximum likelihood on the responses, token mean."""
@@ -217,31 +303,36 @@ class Learner:
         return self._optimizer_step(demonstrations, weight_N, lambda mb, logp_R, entropy_R: (-logp_R, {}))
 
     def _optimizer_step(
-        self, sequences: Sequence[TokenSequence], weight_N: Tensor, token_loss: TokenLoss
+        self,
+        sequences: Sequence[TokenSequence],
+        weight_N: Tensor,
+        token_loss: TokenLoss,
+        keep: list[Tensor] | None = None,
     ) -> dict[str, float]:
-        sums = self.accumulate_gradient(sequences, weight_N, token_loss)
-        lr = learning_rate(self.optim, self.optimizer_steps, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        sums = self.accumulate_gradient(sequences, weight_N, token_loss, keep)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.optim.grad_clip))
-        if not math.isfinite(grad_norm):
-            self.optimizer.zero_grad(set_to_none=True)
+        norm = clip_and_step(parameters, self.optimizer, self.optim, self.optimizer_steps, self.total_steps)
+        if norm is None:
             raise NonFiniteError("The gradient norm", list(range(len(sequences))))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_steps += 1
-        return sums | {"grad_norm": grad_norm, "lr": lr}
+        return sums | norm
 
     def accumulate_gradient(
-        self, sequences: Sequence[TokenSequence], weight_N: Tensor, token_loss: TokenLoss
+        self,
+        sequences: Sequence[TokenSequence],
+        weight_N: Tensor,
+        token_loss: TokenLoss,
+        keep: list[Tensor] | None = None,
     ) -> dict[str, float]:
-        """Back-propagate all micro-batches; return the loss and the token means of the diagnostics."""
+        """Back-propagate all micro-batches; return the loss and the token means of the diagnostics. keep: bool, one
+        tensor [T_i] each, the tokens that are in the loss; None: all."""
         totals: dict[str, float] = {"loss": 0.0}
         tokens = 0
         for mb in self._pack(sequences):
             counts = torch.bincount(mb.segment_R, minlength=len(mb.sequence_index))
             weight_R = weight_N[mb.sequence_index].to(self.device).repeat_interleave(counts)
+            if keep is not None:
+                weight_R = weight_R * mb.flatten(keep)
             if not len(weight_R) or not bool(weight_R.any()):
                 continue  # nothing in this micro-batch takes part in the loss
             logp_R, entropy_R = self._logp(self.model, mb)
@@ -274,6 +365,7 @@ class Learner:
             "policy": {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad},
             "optimizer": self.optimizer.state_dict(),
             "optimizer_steps": self.optimizer_steps,
+            "kl_coef": self.kl_coef,
         }
         if self.reference is not None:
             state["reference"] = self.reference.state_dict()
@@ -290,6 +382,7 @@ class Learner:
                 parameter.copy_(state["policy"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.optimizer_steps = state["optimizer_steps"]
+        self.kl_coef = state["kl_coef"]
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
 

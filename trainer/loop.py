@@ -15,11 +15,10 @@ import torch
 
 from data.sampler import Sampler
 from rollout.trajectory import Finish
-from trainer.advantages.base import AdvantageInputs
 from trainer.collect import Rollouts, collect
 from trainer.learner import NonFiniteError, TrainingBatch
-from trainer.objective import soft_overlong_penalty
 from trainer.replay import write_bundle
+from trainer.weigh import weigh
 from verifiers.errors import RunError
 from verifiers.verdict import Status
 
@@ -61,16 +60,19 @@ def run_steps(session: Session, state: LoopState) -> None:
             save_and_stop(session, state, started)
 
         with clock("advantage_s"):
-            batch = weigh(session, rollouts)
-        metrics = step_metrics(rollouts)
+            session.engine.sleep()  # the learner needs its memory
+            batch, weighed = weigh(session, rollouts)
+        metrics = step_metrics(rollouts) | session.staleness(state.step) | weighed
 
         with clock("learn_s"):
-            session.engine.sleep()  # the learner needs its memory
             try:
                 check_finite(batch)
                 session.folder.write_trajectories(state.step + 1, trajectory_rows(rollouts, batch))
                 check_faults(session, rollouts)
-                metrics |= {f"policy/{k}": v for k, v in session.learner.update(batch).items()}
+                if config.critic is None or state.step >= config.critic.warmup_steps:
+                    metrics |= {f"policy/{k}": v for k, v in session.learner.update(batch).items()}
+                if session.critic is not None:
+                    metrics |= {f"critic/{k}": v for k, v in session.critic.update(batch).items()}
             except NonFiniteError as error:
                 bundle = write_bundle(session, state.step + 1, batch)
                 raise RunError(str(error), where=f"step {state.step + 1}, bundle {bundle}") from error
@@ -78,7 +80,7 @@ def run_steps(session: Session, state: LoopState) -> None:
                 metrics |= source.learn(batch.trajectories, signal.select(rollouts.kept))
         state.step += 1
         with clock("sync_s"):
-            session.engine.load_weights(session.learner.weights(), version=state.step)
+            session.sync(state.step)
 
         state.tokens_generated += sum(t.num_response_tokens for t in rollouts.trajectories)
         state.tokens_trained += sum(t.num_tokens for t in batch.trajectories)
@@ -109,44 +111,6 @@ def save_and_stop(session: Session, state: LoopState, started: float) -> None:
     state.wall_seconds += time.monotonic() - started
     path = session.save(state)
     raise StopRequested(f"stopped by SIGTERM after step {state.step}; saved {path}; the same command resumes")
-
-
-# ---- weigh -------------------------------------------------------
-
-
-def weigh(session: Session, rollouts: Rollouts) -> TrainingBatch:
-    """Rewards -> advantages for the kept trajectories."""
-    objective = session.config.objective
-    trajectories = [rollouts.trajectories[i] for i in rollouts.kept]
-    signals = [s.select(rollouts.kept) for s in rollouts.signals]
-    reward_N = rollouts.reward_N[rollouts.kept].clone()
-    included_N = torch.ones(len(trajectories), dtype=torch.bool)
-    overlong = objective.overlong
-    if overlong.kind == "mask":
-        included_N = torch.tensor([t.finish != Finish.LENGTH for t in trajectories], dtype=torch.bool)
-    elif overlong.kind == "soft":
-        assert overlong.buffer_tokens is not None
-        limit = session.config.rollout.max_response_tokens
-        reward_N += torch.tensor([
-            soft_overlong_penalty(t.num_response_tokens, limit, overlong.buffer_tokens, overlong.penalty)
-            for t in trajectories
-        ])  # fmt: skip
-    if not trajectories:
-        return TrainingBatch([], [], included_N)
-    length_N = torch.tensor([t.num_response_tokens for t in trajectories])
-    weighted = zip(signals, session.config.sources, strict=True)
-    dense = [torch.cat(s.token_reward) * part.weight for s, part in weighted if s.token_reward is not None]
-    inputs = AdvantageInputs(
-        reward_N=reward_N,
-        group_N=torch.tensor([t.group for t in trajectories]),
-        length_N=length_N,
-        token_reward_R=torch.stack(dense).sum(0) if dense else None,
-    )
-    advantage_R = session.advantage.compute(inputs, session.advantage_options)
-    for signal in signals:
-        if signal.token_weight is not None:
-            advantage_R = advantage_R * torch.cat(signal.token_weight)
-    return TrainingBatch(trajectories, list(advantage_R.split(length_N.tolist())), included_N)
 
 
 # ---- record ------------------------------------------------------

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from trainer.config import KLConfig, MismatchConfig, ObjectiveConfig
+from trainer.config import KLConfig, MismatchConfig, ObjectiveConfig, RejectionOptions
 from trainer.losses.base import MAX_LOG_RATIO, sequence_mean
-from verifiers.options import Options
 
 Reduce = Literal["token", "sequence", "sequence_sum", "constant"]
 Estimator = Literal["k1", "k2", "k3"]
@@ -194,39 +192,28 @@ def normalised_weights(
 
 
 def mismatch_weights(old_logp_R: Tensor, sampled_logp_R: Tensor, segment_R: Tensor, options: MismatchConfig) -> Tensor:
-    """Truncated importance weights between learner and engine [R], without gradient: min(exp(old - sampled), cap).
-
-    level=sequence uses the product over the sequence. Source: verl b178a3cd `rollout_corr_helper.py`,
-    `compute_rollout_correction_weights` (its log-ratio is clamped to +-20 as well).
-    """
-    if options.kind == "none":
+    """The recipe's `importance_weights` between learner and engine [R], before they are divided by their mean; 1
+    without a correction, and with kind=bypass, whose ratio is already against the engine."""
+    if options.kind in ("none", "bypass"):
         return torch.ones_like(old_logp_R)
-    return importance_weights(old_logp_R - sampled_logp_R, segment_R, options.level, "truncate", options.cap)
+    outside = "truncate" if options.kind == "truncated" else "zero"
+    return importance_weights(
+        old_logp_R - sampled_logp_R, segment_R, options.level, outside, options.cap, options.floor
+    )
 
 
-class RejectionOptions(Options):
-    """Which tokens or whole responses are left out because engine and learner disagree about them.
-
-    statistic: of log_ratio = old_logp - sampled_logp. k1 = -log_ratio, kept between ln(lower) and ln(upper), so the
-    bounds are ratios sampled / old (lower defaults to 1 / upper); k2 = log_ratio^2 / 2 and k3 = exp(log_ratio) - 1 -
-    log_ratio are kept up to upper. level: the token's own value, or its sum, mean or maximum over the response."""
-
-    level: Literal["token", "sequence_sum", "sequence_mean", "sequence_max"]
-    statistic: Estimator
-    upper: float = Field(gt=0)
-    lower: float | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _bounds_fit_the_statistic(self) -> Self:
-        if self.statistic != "k1" and self.lower is not None:
-            raise ValueError("lower is for statistic=k1: k2 and k3 are never negative")
-        if self.statistic == "k1" and self.level == "sequence_max":
-            raise ValueError(
-                "level=sequence_max needs statistic k2 or k3: the largest k1 says nothing of the lower bound"
-            )
-        if self.statistic == "k1" and self.lower is None and self.upper <= 1:
-            raise ValueError(f"upper={self.upper} with lower = 1 / upper keeps nothing: set lower, or upper above 1")
-        return self
+def mismatch_correction(
+    old_logp_R: Tensor, sampled_logp_R: Tensor, segment_R: Tensor, included_R: Tensor, options: MismatchConfig
+) -> tuple[Tensor, Tensor]:
+    """(weights [R], bool [R]: which tokens stay in the loss) of all tokens of one optimizer step: the part of the
+    correction that no single micro-batch can know. included_R: bool, the tokens of trajectories that take part; their
+    mean is what weights are divided by. Rejection looks at the log-ratio, not at the weights."""
+    weight_R = mismatch_weights(old_logp_R, sampled_logp_R, segment_R, options)
+    if options.normalise != "none":
+        weight_R = normalised_weights(weight_R, segment_R, options.normalise, included_R)
+    if options.rejection is None:
+        return weight_R, torch.ones_like(included_R)
+    return weight_R, rejection_mask(old_logp_R - sampled_logp_R, segment_R, options.rejection)
 
 
 def rejection_mask(
@@ -286,6 +273,8 @@ def needs_reference(kl: KLConfig) -> bool:
 
 def describe(objective: ObjectiveConfig) -> str:
     """One line for the derived table."""
-    kl = f"{objective.kl.estimator} x {objective.kl.coef:g}" if needs_reference(objective.kl) else "none"
+    kl = "none"
+    if needs_reference(objective.kl):
+        kl = f"{objective.kl.estimator} x {objective.kl.coef:g} in the {objective.kl.place}"
     return (f"{objective.advantage.kind} advantage, {objective.loss.kind} loss, {objective.reduce} mean, KL {kl}, "
             f"mismatch {objective.mismatch.kind}")  # fmt: skip

@@ -24,6 +24,7 @@ from data import (
     part,
 )
 from rollout.decoder import check_decodable
+from trainer.combinations import warnings
 from trainer.config import Config, DataPart
 from trainer.derived import derive
 from trainer.models import load_config, load_tokenizer
@@ -105,7 +106,7 @@ def _prepare_data(
     num_parameters: int,
     runner: Runner,
 ) -> Prepared:
-    lines: list[str] = []
+    lines = [f"warning: {line}" for line in warnings(config)]
     ids: dict[str, list[int]] = {}
 
     def side(source: DataPart, key: str) -> list[Example]:
@@ -185,11 +186,13 @@ def count_parameters(model_config: PretrainedConfig) -> int:
 
 def disk_need_mb(config: Config, parameters: int) -> int:
     """What the checkpoints of a run take at most: weights and two AdamW moments each, for those that are kept, the best
-    one and the one being written; 64 MB for the records."""
+    one and the one being written, the same of a critic, and the weights that stale rollouts come from; 64 MB for the
+    records."""
     bytes_per_value = 4 if config.model.master_dtype == "float32" else 2
     kept = config.checkpoint.keep_last + 1 + (config.checkpoint.best_by is not None)
     moments = 0 if config.model.lora is not None else 2
-    return 64 + kept * parameters * bytes_per_value * (1 + moments) // 2**20
+    copies = 1 + moments + bool(config.train.max_stale_steps) + 3 * (config.critic is not None)
+    return 64 + kept * parameters * bytes_per_value * copies // 2**20
 
 
 def derived_numbers(prepared: Prepared) -> dict[str, int | float | str]:

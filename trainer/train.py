@@ -12,11 +12,13 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data.example import Example
 from data.filters import by_pass_rate
@@ -35,6 +37,7 @@ from trainer.checkpoint import (
 )
 from trainer.compose import to_yaml
 from trainer.config import Config
+from trainer.critic import Critic
 from trainer.derived import render_table
 from trainer.display import Display
 from trainer.evaluate import Estimate, evaluate, verify_trajectories
@@ -43,9 +46,10 @@ from trainer.loop import LoopState, StopRequested, run_steps
 from trainer.models import DTYPES, load_policy
 from trainer.preflight import derived_numbers, prepare
 from trainer.records import RunFolder
+from trainer.shaping.base import SHAPINGS, Shaping
 from trainer.warm_start import warm_start
 from verifiers.errors import ConfigError, RunError
-from verifiers.options import parse_options
+from verifiers.options import Options, parse_options
 from verifiers.verdict import Status, Verdict
 
 
@@ -63,6 +67,14 @@ def choose_device(config: Config) -> torch.device:
             fix=f"available: {available}; `assay doctor` says more",
         )
     return torch.device(kind)
+
+
+@dataclass(frozen=True, slots=True)
+class StaleWeights:
+    """What the engine samples from while it is not given newer weights. step: whose they are."""
+
+    step: int
+    weights: dict[str, Tensor]
 
 
 class Session:
@@ -85,11 +97,13 @@ class Session:
             torch.set_num_threads(config.hardware.threads)
         self.prepared = prepare(config)
         self.stop_requested = False
+        self.stale: StaleWeights | None = None
         self.train_examples: list[Example] = self.prepared.train
         self.display = Display(config.train.steps, live=None)
         self.folder = RunFolder(self.prepared.run_path, tensorboard=config.record.tensorboard)
         policy = load_policy(config.model, config.seed, self.device)
         self.learner = Learner(config, policy, self.device)
+        self.critic = Critic(config, self.device) if config.critic is not None else None
         self.engine: Engine = ENGINES.get(config.rollout.engine, key="rollout.engine")(
             policy.config,
             policy.tokenizer,
@@ -109,6 +123,10 @@ class Session:
         self.advantage_options = parse_options(
             self.advantage.options, config.objective.advantage.options, "objective.advantage"
         )
+        self.shapings: list[tuple[Shaping, Options]] = []
+        for i, part in enumerate(config.objective.shaping):
+            shaping = SHAPINGS.get(part.kind, key=f"objective.shaping.{i}.kind")
+            self.shapings.append((shaping, parse_options(shaping.options, part.options, f"objective.shaping.{i}")))
 
     def __enter__(self) -> Session:
         return self
@@ -121,6 +139,23 @@ class Session:
         self.display.close()
         self.folder.close()
 
+    # ---- weights of the engine ---------------------------------------
+
+    def sync(self, step: int) -> None:
+        """Give the engine the weights that the next rollouts come from: the learner's, or with `train.max_stale_steps`
+        those of the last step at which they were renewed."""
+        period = self.config.train.max_stale_steps + 1
+        if period == 1:
+            self.engine.load_weights(self.learner.weights(), step)
+            return
+        if self.stale is None or step % period == 0:
+            self.stale = StaleWeights(step, {n: t.detach().cpu().clone() for n, t in self.learner.weights().items()})
+        self.engine.load_weights(self.stale.weights, self.stale.step)
+
+    def staleness(self, step: int) -> dict[str, float]:
+        """The metric of how many steps old the weights are that a step's rollouts came from."""
+        return {} if self.stale is None else {"rollout/stale_steps": float(step - self.stale.step)}
+
     # ---- evaluation --------------------------------------------------
 
     def evaluate_set(self, name: str) -> tuple[dict[str, Estimate], dict[str, float], list[tuple[Trajectory, Verdict]]]:
@@ -129,6 +164,8 @@ class Session:
 
     def evaluate_all(self, state: LoopState) -> dict[str, float]:
         """Evaluate every set with the present weights; remember and return the metrics."""
+        if self.stale is not None:
+            self.engine.load_weights(self.learner.weights(), state.step)
         flat: dict[str, float] = {}
         estimates: dict[str, dict[str, float]] = {}
         for name in self.prepared.evals:
@@ -139,6 +176,8 @@ class Session:
                          f"{name}/{metric}/high": estimate.high}  # fmt: skip
             flat |= {f"{name}/{fact}": value for fact, value in facts.items()}
             self.folder.write_evaluation(state.step, name, evaluation_rows(self.prepared.evals[name], rows))
+        if self.stale is not None:
+            self.sync(state.step)
         state.evaluations[state.step] = estimates
         best_by = self.config.checkpoint.best_by
         if best_by is not None and best_by in estimates:
@@ -185,10 +224,11 @@ class Session:
             "tokens_trained": state.tokens_trained,
             "wall_seconds": state.wall_seconds,
             "kept_examples": kept,
+            "stale": {"step": self.stale.step, "weights": self.stale.weights} if self.stale is not None else None,
         }
         meta = {"evaluations": {str(s): m for s, m in state.evaluations.items()}, "recipe": self.config.recipe}
         path = save_checkpoint(
-            self.checkpoint_folder, state.step, self.learner, self.learner.policy.tokenizer, content, meta
+            self.checkpoint_folder, state.step, self.learner, self.learner.policy.tokenizer, content, meta, self.critic
         )
         prune(self.checkpoint_folder, self.config.checkpoint.keep_last, state.best[1] if state.best else None)
         return path
@@ -196,14 +236,15 @@ class Session:
     def restore(self, path: Path) -> LoopState:
         """The exact state of a checkpoint."""
         self.learner.freeze_reference()  # allocates it; its weights are restored with the learner
-        content = load_checkpoint(path, self.learner)
+        content = load_checkpoint(path, self.learner, self.critic)
         if content["kept_examples"] is not None:
             self.keep_examples(content["kept_examples"])
         for source, saved in zip(self.sources, content["sources"], strict=True):
             source.load_state_dict(saved)
         sampler = Sampler(len(self.train_examples), self.config.seed)
         sampler.load_state_dict(content["sampler"])
-        self.engine.load_weights(self.learner.weights(), version=content["step"])
+        self.stale = StaleWeights(**content["stale"]) if content["stale"] is not None else None
+        self.sync(content["step"])
         return LoopState(
             sampler,
             content["step"],
@@ -294,9 +335,11 @@ def start(session: Session) -> LoopState:
     started = time.monotonic()
     if config.warm_start is not None:
         run_warm_start(session)
-    session.learner.use_optimizer(config.optim, config.train.steps * config.train.minibatches_per_step)
+    session.learner.use_optimizer(config.optim, config.train.steps * config.train.optimizer_steps_per_batch)
     session.learner.freeze_reference()
-    session.engine.load_weights(session.learner.weights(), version=0)
+    if session.critic is not None:
+        session.critic.start_from(session.learner)
+    session.sync(0)
     if config.data.difficulty is not None:
         band = config.data.difficulty
         kept, dropped = by_pass_rate(session.prepared.train, session.probe_difficulty(), band.low, band.high)

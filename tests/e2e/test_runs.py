@@ -8,16 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests.e2e.test_resume import SMALL
 from trainer import cli
-from trainer.compose import recipe_index
+from trainer.compose import RECIPES, recipe_index
 from trainer.learner import Learner
 from trainer.replay import replay
 
 pytestmark = pytest.mark.e2e
 
 ONE_STEP = [*SMALL, "train.steps=1", "eval.every_steps=1", "checkpoint.every_steps=null", "warm_start=null"]
+# rewards that differ although an untrained model solves nothing
+BY_LENGTH = ["objective.shaping=[{kind: cosine, margin_tokens: 0}]", "objective.zero_variance.drop=false",
+             "objective.zero_variance.max_refills=0"]  # fmt: skip
 
 
 def run(folder: Path, *overrides: str) -> int:
@@ -51,6 +55,51 @@ def test_countdown_runs_with_its_own_verifier(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert run(tmp_path, *overrides) == 0
     assert "countdown/avg@2" in metrics(tmp_path)[0]
+
+
+@pytest.mark.parametrize("objective", ["dr_grpo", "rloo", "reinforce_pp", "dapo", "gspo", "cispo", "ppo"])
+def test_every_objective_takes_a_finite_step_that_changes_the_policy(tmp_path: Path, objective: str) -> None:
+    assert run(tmp_path, f"objective={objective}", *BY_LENGTH) == 0
+    step = metrics(tmp_path)[1]
+    assert step["policy/grad_norm"] > 0
+    assert step["policy/entropy"] > 0
+    resolved = (tmp_path / "quickstart" / "resolved.yaml").read_text()
+    stated = yaml.safe_load((RECIPES / "objective" / f"{objective}.yaml").read_text())
+    assert yaml.safe_load(resolved)["objective"]["loss"] == stated["objective"]["loss"]
+
+
+def test_shaped_rewards_are_trained_on_and_reported_beside_the_outcome(tmp_path: Path) -> None:
+    assert run(tmp_path, *BY_LENGTH) == 0
+    step = metrics(tmp_path)[1]
+    assert step["reward/shaped_mean"] != step["reward/mean"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.max_stale_steps=2", "objective.mismatch={kind: truncated}", "train.epochs_per_batch=2"],
+        ["objective.kl={coef: 1.0, place: reward, controller: {target: 0.01, horizon_trajectories: 50}}"],
+        ["objective=ppo", "critic.warmup_steps=1"],
+    ],
+    ids=["stale", "kl in the reward", "critic"],
+)
+def test_a_resumed_off_policy_run_is_the_uninterrupted_one(tmp_path: Path, overrides: list[str]) -> None:
+    """Five steps, and two that are resumed for three more: step 2 is between two renewals of the engine's weights."""
+    overrides = [*BY_LENGTH, *overrides, "checkpoint.every_steps=1", "eval.every_steps=2", "objective.kl.coef=0.1"]
+    for folder, stops in (("whole", [5]), ("parts", [2, 5])):
+        for steps in stops:
+            assert run(tmp_path / folder, *overrides, f"train.steps={steps}") == 0
+    whole, parts = metrics(tmp_path / "whole"), metrics(tmp_path / "parts")
+    assert len(whole) == len(parts) == 6
+    for a, b in zip(whole, parts, strict=True):
+        shared = a.keys() & b.keys()  # the shorter run evaluated once more, at its end
+        assert {k: a[k] for k in shared} == {k: b[k] for k in shared}
+        assert "reward/mean" in shared or a["step"] == 0
+    if "stale" in overrides[3]:
+        assert [line["rollout/stale_steps"] for line in whole[1:]] == [0, 1, 2, 0, 1]
+    if "ppo" in overrides[3]:
+        assert ["policy/loss" in line for line in whole[1:]] == [False, True, True, True, True]
+        assert all(line["critic/loss"] > 0 for line in whole[1:])
 
 
 def test_learning_rate_zero_changes_nothing(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import yaml
 
 import recipes
 from data.sources import ASSETS_PREFIX, resolve_path
+from trainer.combinations import warnings
 from trainer.compose import load_recipe, recipe_index
 
 FOLDER = Path(recipes.__file__).parent
@@ -83,3 +84,36 @@ def test_the_quickstart_trains_and_evaluates_on_disjoint_parts() -> None:
     assert data.train.part == "train"
     assert [e.source.part for e in data.eval] == ["eval"]
     assert {data.train.eval_percent} == {e.source.eval_percent for e in data.eval}
+
+
+# ---- objectives --------------------------------------------------
+
+OBJECTIVES = sorted(p.stem for p in (FOLDER / "objective").glob("*.yaml"))
+# the recipes that are not themselves named by an objective other than the usual one
+GENERAL = [name for name in NAMES if name.removesuffix("_math") not in set(OBJECTIVES) - {"grpo"}]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", GENERAL)
+def test_every_recipe_composes_with_every_objective(name: str, objective: str) -> None:
+    config = load_recipe(name, [f"objective={objective}"])
+    stated = yaml.safe_load((FOLDER / "objective" / f"{objective}.yaml").read_text())["objective"]
+    assert config.objective.advantage.kind == stated["advantage"]["kind"]
+    assert config.objective.loss.model_dump() == stated["loss"]
+    assert config.objective.reduce == stated["reduce"]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_an_objective_states_nothing_but_the_objective_and_its_critic(objective: str) -> None:
+    stated = yaml.safe_load((FOLDER / "objective" / f"{objective}.yaml").read_text())
+    assert list(stated) == (["objective", "critic"] if objective == "ppo" else ["objective"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_shipped_recipe_is_warned_about(name: str) -> None:
+    assert warnings(load_recipe(name)) == []
+
+
+def test_dr_grpo_divides_by_the_response_limit_of_the_recipe() -> None:
+    objective = load_recipe("quickstart", ["objective=dr_grpo", "rollout.max_response_tokens=48"]).objective
+    assert objective.constant_tokens == 48

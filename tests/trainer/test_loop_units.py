@@ -10,10 +10,11 @@ from data.example import Example, Message
 from prm.signal import Signal
 from rollout.trajectory import Finish
 from tests.helpers import make_config, trajectory
+from trainer import weigh as weighing
 from trainer.advantages.base import ADVANTAGES
 from trainer.advantages.grpo import GrpoOptions
 from trainer.collect import Rollouts, first_groups, informative_groups, total_outcome
-from trainer.loop import check_faults, due, step_metrics, trajectory_rows, weigh
+from trainer.loop import check_faults, due, step_metrics, trajectory_rows
 from verifiers.errors import RunError
 from verifiers.verdict import Status, Verdict
 
@@ -91,8 +92,12 @@ def rollouts(trajectories, reward, signals=None, kept=None):
 
 
 def session(overrides=None):
-    return SimpleNamespace(config=make_config(overrides), advantage=ADVANTAGES.get("grpo"),
+    return SimpleNamespace(config=make_config(overrides), advantage=ADVANTAGES.get("grpo"), shapings=[], critic=None,
                            advantage_options=GrpoOptions(normalize_std=False))  # fmt: skip
+
+
+def weigh(session, rollouts):
+    return weighing.weigh(session, rollouts)[0]
 
 
 def per_trajectory(batch):
@@ -142,7 +147,7 @@ def test_dense_rewards_reach_the_estimator_weighted_and_summed_for_the_kept_only
     dense = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]), torch.tensor([5.0, 6.0])]
     signals = [Signal(torch.zeros(3), token_reward=dense), Signal(torch.zeros(3), token_reward=dense)]
     s = session({"sources": [{"kind": "rule"}, {"kind": "rule", "weight": 0.5}]})
-    s.advantage = SimpleNamespace(compute=spy)
+    s.advantage = SimpleNamespace(compute=spy, needs=(), uses_token_reward=True)
     weigh(s, rollouts(in_groups(0, 0, 0), [1.0, 0.0, 0.0], signals, kept=[0, 2]))
     assert seen[0].token_reward_R.tolist() == [1.5, 3.0, 7.5, 9.0]
     assert seen[0].length_N.tolist() == [2, 2]

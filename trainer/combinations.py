@@ -1,0 +1,120 @@
+"""Which parts of an objective go together: what cannot work is a `ConfigError`, what is unusual a warning.
+
+The kinds named here are those whose own formula says so; a part of your own is judged by what it declares
+(`AdvantageEstimator.needs`, `uses_token_reward`).
+"""
+
+from __future__ import annotations
+
+from trainer.advantages.base import ADVANTAGES, AdvantageEstimator
+from trainer.config import Config, Part
+from verifiers.errors import ConfigError
+
+TEACH_FROM_FLAT_GROUPS = ("reinforce_pp", "remax", "gae", "multi_stream", "stable_reinforce")
+SEQUENCE_LOSSES = ("gspo", "gmpo", "sapo", "stable_reinforce")
+NEEDS_VERDICTS = ("cosine", "relative_length")
+
+
+def check_objective(config: Config) -> None:
+    """Raises `ConfigError` for an objective that would train something else than it says, or stop after compute was
+    spent."""
+    objective = config.objective
+    estimator = ADVANTAGES.get(objective.advantage.kind, key="objective.advantage.kind")
+    _check_needs(config, estimator)
+    _check_flat_groups(config)
+    _check_shaping(config, estimator)
+
+
+def warnings(config: Config) -> list[str]:
+    """What is allowed and differs from how the method was published, one line each."""
+    objective = config.objective
+    loss, advantage = objective.loss.kind, objective.advantage.kind
+    several = config.train.optimizer_steps_per_batch
+    out = []
+    if loss in SEQUENCE_LOSSES and objective.reduce not in ("sequence", "sequence_sum"):
+        out.append(f"objective.loss.kind={loss} is published with objective.reduce=sequence; this recipe has "
+                   f"{objective.reduce}, which is another objective")  # fmt: skip
+    if several > 1 and loss == "reinforce":
+        out.append(f"objective.loss.kind=reinforce has no ratio: after the first of the {several} optimizer steps on a "
+                   "batch its gradient is biased")  # fmt: skip
+    if (several > 1 or config.train.max_stale_steps) and advantage == "opo":
+        out.append("objective.advantage.kind=opo is meant for on-policy training: one optimizer step on a fresh batch")
+    kl = config.objective.kl
+    if kl.coef > 0 and kl.place == "loss" and kl.estimator == "k1" and kl.gradient == "estimator":
+        out.append("objective.kl.estimator=k1 in the loss has an expected gradient of 0 and holds nothing back: "
+                   "set objective.kl.gradient=reverse_kl, or place=reward")  # fmt: skip
+    return out
+
+
+def _check_needs(config: Config, estimator: AdvantageEstimator) -> None:
+    kind = config.objective.advantage.kind
+    fixes = {
+        "value_R": "add a critic (objective=ppo, or critic={optim: {lr: 1e-5}}); rloo and reinforce_pp need none",
+        "baseline_N": "objective.advantage.kind=rloo has a baseline from the other samples of the prompt",
+    }
+    given = {"stream_RK"} | ({"value_R"} if config.critic is not None else set())
+    missing = [need for need in estimator.needs if need not in given]
+    if missing:
+        raise ConfigError(
+            f"objective.advantage.kind={kind} needs {', '.join(missing)}, and nothing in this recipe gives it.",
+            where="objective.advantage.kind",
+            why="the run would stop at its first update",
+            fix=fixes.get(missing[0], "choose another estimator"),
+        )
+    if config.critic is not None and estimator.returns is None:
+        raise ConfigError(
+            f"There is a critic, and objective.advantage.kind={kind} does not use its values.",
+            where="critic",
+            why="it would cost time and memory, and do nothing",
+            fix="critic=null, or objective.advantage.kind=gae",
+        )
+    if kind == "multi_stream" and config.objective.overlong.kind == "soft":
+        raise ConfigError("The soft length penalty belongs to no reward stream.", where="objective.overlong.kind",
+                          why="multi_stream would leave it out",
+                          fix="objective.overlong.kind=none or mask")  # fmt: skip
+    kl = config.objective.kl
+    streams = len(config.sources) + len(config.objective.shaping) + (kl.coef > 0 and kl.place == "reward")
+    gammas = config.objective.advantage.options.get("gammas")
+    if kind == "multi_stream" and isinstance(gammas, list) and len(gammas) != streams:
+        raise ConfigError(
+            f"{len(gammas)} discounts for {streams} reward streams: every source is one, then every shaping, "
+            "then a KL in the reward.",
+            where="objective.advantage.gammas",
+            fix=f"give {streams} numbers, in this order",
+        )
+
+
+def _check_flat_groups(config: Config) -> None:
+    advantage = config.objective.advantage
+    teaches = advantage.kind in TEACH_FROM_FLAT_GROUPS or (
+        advantage.kind == "raft" and advantage.options.get("select", "positive") != "mixed_groups"
+    )
+    if teaches and config.objective.zero_variance.drop:
+        raise ConfigError(
+            f"objective.zero_variance.drop=true leaves out groups of equal rewards, and {advantage.kind} learns from "
+            "them.",
+            where="objective.zero_variance.drop",
+            why="its baseline is not the group's: prompts that are always solved, or never, would silently be missing",
+            fix="objective.zero_variance.drop=false objective.zero_variance.max_refills=0",
+        )
+
+
+def _check_shaping(config: Config, estimator: AdvantageEstimator) -> None:
+    has_verdicts = any(source.kind == "rule" for source in config.sources)
+    takes_dense = estimator.uses_token_reward or "stream_RK" in estimator.needs
+    for i, part in enumerate(config.objective.shaping):
+        if part.kind in NEEDS_VERDICTS and not has_verdicts:
+            raise ConfigError(f"The shaping '{part.kind}' must know which responses are right, and no source says so.",
+                              where=f"objective.shaping.{i}.kind", fix="add the source rule")  # fmt: skip
+        if _is_dense(part) and not takes_dense:
+            raise ConfigError(
+                f"The shaping '{part.kind}' with form=dense rewards single tokens, and "
+                f"objective.advantage.kind={config.objective.advantage.kind} does not use them.",
+                where=f"objective.shaping.{i}.form",
+                why="the penalty would do nothing",
+                fix="form=sparse, or an estimator with rewards to go: reinforce_pp, multi_stream",
+            )
+
+
+def _is_dense(part: Part) -> bool:
+    return part.kind == "repetition" and part.options.get("form", "dense") == "dense"
