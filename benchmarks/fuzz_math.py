@@ -109,7 +109,8 @@ def _fuzz(options: argparse.Namespace) -> int:
 
 
 def _seeds() -> Iterator[bytes]:
-    """Every short case: its answer against its gold, its response, its gold as a text. Every token, repeated."""
+    """Every short case: its answer against its gold, its response, its gold as a text. Every token,
+    repeated: inside a box, behind one, and after an anchor."""
     cases = [case for case in load_cases(SHIPPED_CASES) if len(case.response) < SEED_CHARS]
     golds = list(dict.fromkeys(case.gold for case in load_cases(SHIPPED_CASES) if 0 < len(case.gold) < 300))
     for case in cases:
@@ -119,9 +120,11 @@ def _seeds() -> Iterator[bytes]:
             encoded = text.replace("\0", " ").encode("utf-8", "surrogateescape")
             yield bytes([target]) + index + b"\0" + encoded
             yield bytes([target]) + index + b"\5" + b"\0".join([b"", encoded[:200], b""])
-    for token in _tokens():  # a thousand times in a row
+    for token in _tokens():
         if "\0" not in token:
             yield b"\0\0\0\12" + b"\0".join([b"1", token.encode(), b"1"])
+            yield b"\1\0\0\16" + b"\0".join([b"\\boxed{5}", token.encode(), b"x"])
+            yield b"\1\0\0\12" + b"\0".join([b"So the answer is ", token.encode(), b" 5."])
 
 
 def _tokens() -> list[str]:

@@ -112,16 +112,15 @@ class Oracle:
             self._timed("gold", text, "1", lambda: self.verifier.verify(VerifyRequest("\\boxed{1}", text)))
         except BadGold:
             return
-        reading = read(text)
-        if reading.form is None:
+        form, other = read(text).form, self.forms[gold]
+        if form is None:
             return
-        show(reading.form)
-        itself = self._timed("compare", text, text, lambda: compare(reading.form, reading.form, Profile()))
-        if not itself.equal and not any(map(is_undefined, walk(reading.form))):
+        show(form)
+        itself = self._timed("compare", text, text, lambda: compare(form, form, Profile()))
+        if not itself.equal and not any(map(is_undefined, walk(form))):
             self.finding(f"not equal to itself: {itself.rule[:60]}", "compare", text, text)
-        other = self.forms[gold]
-        if other is not None and _symmetric(reading.form) and _symmetric(other):
-            there, back = compare(other, reading.form, Profile()), compare(reading.form, other, Profile())
+        if other is not None and _symmetric(form) and _symmetric(other):
+            there, back = compare(other, form, Profile()), compare(form, other, Profile())
             if there.equal != back.equal:
                 rules = f"{there.rule[:50]} / {back.rule[:50]}"
                 self.finding(f"not symmetric: {rules}", "compare", gold, text)

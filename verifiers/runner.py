@@ -61,9 +61,7 @@ class Runner:
                 self._parts[name] = Runner(part_kind, part_options, **limits, key=f"{key}.parts.{name}")
             self._verifier = verifier_class(checked, self._parts)
         elif getattr(verifier_class, "takes_limits", False):
-            self._verifier = verifier_class(
-                checked, timeout_s=timeout_s, memory_mb=memory_mb, workers=workers, key=key
-            )
+            self._verifier = verifier_class(checked, timeout_s=timeout_s, memory_mb=memory_mb, workers=workers, key=key)
         else:
             self._verifier = verifier_class(checked)
 

@@ -212,7 +212,7 @@ def test_gold_response_is_correct_for_its_gold(gold: Any) -> None:
 
 
 def test_gold_response_is_correct_for_the_gold_of_every_shipped_case() -> None:
-    golds = {case.gold for case in CASES }
+    golds = {case.gold for case in CASES}
     wrong = [
         gold
         for gold in golds

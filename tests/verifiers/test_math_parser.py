@@ -70,7 +70,8 @@ def test_a_decimal_keeps_its_places_and_its_exact_value() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", ".", "1 +", "(1", "1)", r"\frac{1}", r"\{1", "x^2^3", "1 = ", "|1", r"\sqrt", "1 2", "((", r"\left(1", "=",
+    ["", " ", ".", "1 +", "(1", "1)", r"\frac{1}", r"\{1", "x^2^3", "1 = ", "|1", r"\sqrt", "1 2", "((", r"\left(1",
+     "=",
      "15_{ten}", "12_2", r"\begin{pmatrix}1&2\\3\end{pmatrix}", 'len("abc")', "1 if x else 2"],
 )  # fmt: skip
 def test_what_is_no_mathematics_is_unreadable(text: str) -> None:

@@ -1,10 +1,11 @@
-r"""What holds for every answer: a comparison has no direction, formatting is not value, nothing raises or takes long."""
+r"""What holds for every answer: a comparison has no direction, format is no value, nothing raises or takes long."""
 
 from __future__ import annotations
 
 import re
 import string
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.verifiers.math_pairs import VERIFIER, judge
 from verifiers.errors import BadGold
+from verifiers.math import slow
 from verifiers.math.bench.cases import SHIPPED_CASES, load_cases
 from verifiers.math.compare import Profile, compare
 from verifiers.math.parser import parse
@@ -24,6 +26,15 @@ CASES = [case for case in load_cases(SHIPPED_CASES) if case.gold]
 LENIENT = Profile()
 BUDGET_S = 4.0  # of CPU; the bar is 1 s, a test machine may be slow and busy
 RELAXED = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _sympy_stays_in_the_workers() -> Iterator[None]:
+    """It has no limit of its own: only the pool may ask it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slow, "worth_asking", lambda gold, answer: False)
+        yield
+
 
 # Generated answers ---------------------------------------------------------------------------------------------------
 
@@ -153,9 +164,9 @@ def _spellings(value: Fraction) -> list[str]:
 @RELAXED
 @given(
     st.one_of(
-        st.integers(-10**9, 10**9).map(Fraction),
+        st.integers(-(10**9), 10**9).map(Fraction),
         st.fractions(-1_000, 1_000, max_denominator=60),
-        st.tuples(st.integers(-10**6, 10**6), st.integers(0, 4)).map(lambda p: Fraction(p[0], 10 ** p[1])),
+        st.tuples(st.integers(-(10**6), 10**6), st.integers(0, 4)).map(lambda p: Fraction(p[0], 10 ** p[1])),
     ),
     st.data(),
 )
@@ -168,6 +179,7 @@ def test_a_rational_number_is_one_in_all_its_spellings(value: Fraction, data: st
 
 
 # Formatting ----------------------------------------------------------------------------------------------------------
+
 
 def dressed(text: str, harmless: list, *, period: bool) -> str:
     """The text in other clothes. A period comes last, and `$` only outside."""
@@ -189,10 +201,12 @@ _HARMLESS = [
     lambda t: t.replace(r"\frac{", r"\dfrac{"),
     lambda t: t.replace(r"\frac{", r"\tfrac{"),
     lambda t: t.replace(r"\le ", r"\leq ").replace(r"\ge ", r"\geq "),
-    lambda t: t.replace("(", r"\left(").replace(")", r"\right)") if t.count("(") == t.count(")") and "[" not in t else t,
+    lambda t: (
+        t.replace("(", r"\left(").replace(")", r"\right)") if t.count("(") == t.count(")") and "[" not in t else t
+    ),
     lambda t: t.replace("+", " + ").replace(",", ", ") if not any(c.isdigit() for c in t) else t.replace("+", " + "),
     lambda t: t.replace(r"\cdot", r"\times"),
-]  # fmt: skip
+]
 
 
 @settings(RELAXED, max_examples=400)
@@ -218,12 +232,85 @@ def test_harmless_latex_changes_no_form(text: str, harmless, period: bool) -> No
 # Any text ------------------------------------------------------------------------------------------------------------
 
 _FRAGMENTS = [
-    r"\frac", r"\sqrt", r"\left(", r"\right)", r"\{", r"\}", "{", "}", "(", ")", "[", "]", "^", "_", "&", r"\\", "$", "%",
-    r"\text{", r"\mathrm{", r"\boxed{", r"\begin{pmatrix}", r"\end{pmatrix}", r"\begin{cases}", r"\pm", r"\cup", r"\in",
-    r"\infty", r"\cdot", r"\le", r"\ge", r"\ne", "=", "<", ">", "!", "|", ",", ";", ":", ".", "'", '"', "-", "+", "/", "*",
-    "1", "0.5", "x", "e", "i", r"\pi", r"\sin", r"\log", r"\ln", "f(x)", "10^{9}", "999999999", " ", "\n", "and", "or",
-    "the answer is ", "####", "<think>", "</think>", "½", "²", "√", "∞", "−", "１", "\udcfc", "\0", r"\pmod", "cm", "not ",
-]  # fmt: skip
+    r"\frac",
+    r"\sqrt",
+    r"\left(",
+    r"\right)",
+    r"\{",
+    r"\}",
+    "{",
+    "}",
+    "(",
+    ")",
+    "[",
+    "]",
+    "^",
+    "_",
+    "&",
+    r"\\",
+    "$",
+    "%",
+    r"\text{",
+    r"\mathrm{",
+    r"\boxed{",
+    r"\begin{pmatrix}",
+    r"\end{pmatrix}",
+    r"\begin{cases}",
+    r"\pm",
+    r"\cup",
+    r"\in",
+    r"\infty",
+    r"\cdot",
+    r"\le",
+    r"\ge",
+    r"\ne",
+    "=",
+    "<",
+    ">",
+    "!",
+    "|",
+    ",",
+    ";",
+    ":",
+    ".",
+    "'",
+    '"',
+    "-",
+    "+",
+    "/",
+    "*",
+    "1",
+    "0.5",
+    "x",
+    "e",
+    "i",
+    r"\pi",
+    r"\sin",
+    r"\log",
+    r"\ln",
+    "f(x)",
+    "10^{9}",
+    "999999999",
+    " ",
+    "\n",
+    "and",
+    "or",
+    "the answer is ",
+    "####",
+    "<think>",
+    "</think>",
+    "½",
+    "²",
+    "√",
+    "∞",
+    "−",
+    "１",
+    "\udcfc",
+    "\0",
+    r"\pmod",
+    "cm",
+    "not ",
+]
 fragments = st.lists(st.sampled_from(_FRAGMENTS), max_size=25).map("".join)
 mutated = st.tuples(st.sampled_from(CASES), st.integers(0, 200), st.integers(0, 30), fragments).map(
     lambda p: p[0].response[: p[1]] + p[3] + p[0].response[p[1] + p[2] :]

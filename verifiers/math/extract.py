@@ -75,7 +75,7 @@ _BOX_DENIED = re.compile(
     r"(?:\bnot|n't|\bcannot\s+be|\bcan't\s+be|\bI\s+guess)\s+(?:\$|\\\(|\\\[)*\s*\Z", re.IGNORECASE
 )
 _BOX_RETRACTED = re.compile(
-    r"[$\s]*(?:\\\)|\\\])?\s*(?:is|was|seems)\s+(?:wrong|incorrect|not\b|false)|[$\s]*\?", re.IGNORECASE
+    r"[$\s]*+(?:(?:(?:\\\)|\\\])\s*+)?(?:is|was|seems)\s+(?:wrong|incorrect|not\b|false)|\?)", re.IGNORECASE
 )
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _VERB = re.compile(

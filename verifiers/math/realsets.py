@@ -96,7 +96,7 @@ def same_pieces(a: Pieces, b: Pieces) -> bool:
 def _pieces(node: Node) -> Pieces | None:
     match node:
         case Seq("interval" | "tuple", (low, high), opening, closing):
-            ends = constant(low), constant(high)
+            ends = _real(constant(low)), _real(constant(high))
             if ends[0] > ends[1] or (ends[0] == ends[1] and (opening, closing) != ("[", "]")):
                 raise Undefined("no interval: nothing lies between its ends")
             return [Piece(ends[0], opening == "[", ends[1], closing == "]")]
@@ -216,9 +216,7 @@ def _absolute(inside: Node, op: str, bound: Any) -> Pieces | None:
 
 
 def _ray(op: str, bound: Any) -> Pieces:
-    if mp.im(bound) != 0:
-        raise Undefined("a complex bound")
-    bound = mp.re(bound)
+    bound = _real(bound)
     if op == "=":
         return [_point(bound)]
     if op == "!=":
@@ -232,9 +230,13 @@ def _ray(op: str, bound: Any) -> Pieces:
 
 
 def _point(value: Any) -> Piece:
+    return Piece(_real(value), True, _real(value), True)
+
+
+def _real(value: Any) -> Any:
     if mp.im(value) != 0:
         raise Undefined("a complex number")
-    return Piece(mp.re(value), True, mp.re(value), True)
+    return mp.re(value)
 
 
 def _close(a: Any, b: Any) -> bool:

@@ -192,7 +192,7 @@ def _gold_text(gold: Any) -> str:
         text = ", ".join(boxes)
     text = text.strip("$").strip()
     if not text or text in ("nan", "inf", "-inf"):
-        raise BadGold(f"The gold {gold!r} is no answer.")
+        raise BadGold(f"The gold {_clip(repr(gold))} is no answer.")
     return text
 
 
