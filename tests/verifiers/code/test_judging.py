@@ -20,7 +20,8 @@ def verdict_of(verifier, program, gold):
 def with_options(verifier, **changes):
     """The same sandbox under other options."""
     other = object.__new__(CodeVerifier)
-    other.__dict__.update(verifier.__dict__, options=verifier.options.model_copy(update=changes))
+    other.options = verifier.options.model_copy(update=changes)
+    other.sandbox = verifier.sandbox
     return other
 
 
