@@ -33,7 +33,7 @@ from verifiers.verdict import Status, Verdict, VerifyRequest
 MAX_CHARS = 100_000
 BUDGET_S = 1.0
 HEADER_BYTES = 4
-TARGETS = ("boxed", "response", "compare")
+TARGETS: tuple[str, ...] = ("boxed", "response", "compare")
 _REPORT_EVERY_S = 15.0
 _AGAIN_EVERY = 4
 _KEPT_SLOW = 40
