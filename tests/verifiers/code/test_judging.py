@@ -144,7 +144,10 @@ def test_tests_that_are_at_fault_themselves_cost_no_reward(verifier, gold, fragm
 )
 def test_a_program_that_stops_the_tests_own_run_is_not_excused(verifier, program, test, status):
     verdict = verdict_of(verifier, program, {"type": "assert", "asserts": [test]})
-    assert (verdict.status, verdict.score) == (status, 0.0), verdict
+    # On a loaded machine time may run out before memory does.
+    allowed = {status, Status.TIMEOUT} if status is Status.MEMORY else {status}
+    assert verdict.status in allowed, verdict
+    assert verdict.score == 0.0
 
 
 SEARCH = r"""
