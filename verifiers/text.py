@@ -75,20 +75,24 @@ def last_boxes(text: str) -> list[Box]:
 
 def boxes(text: str) -> list[Box]:
     r"""Every ``\boxed{...}``, ordered by start; nested ones too. As positions, because nested contents overlap."""
-    found: list[Box] = []
-    open_braces: list[int | None] = []  # for each open brace the index in `found` of the box it opens
-    content_starts: list[int] = []
+    opened: list[tuple[int, int]] = []  # where each box and its content start
+    closed: dict[int, tuple[int, int]] = {}  # where the content and the box end, by index in `opened`
+    open_braces: list[int | None] = []  # for each open brace the index of the box it opens
     first = text.find("\\boxed")
     for token in _BOX_TOKEN.finditer(text, first) if first >= 0 else ():
-        if token[0] == "{":
+        brace = token[0]
+        if brace == "{":
             open_braces.append(None)
-        elif token[0].startswith("\\boxed"):
-            open_braces.append(len(found))
-            found.append(Box(token.start(), None, len(text)))
-            content_starts.append(token.end())
-        elif token[0] == "}" and open_braces and (box := open_braces.pop()) is not None:
-            found[box] = Box(found[box].start, slice(content_starts[box], token.start()), token.end())
-    return found
+        elif brace == "}":
+            if open_braces and (box := open_braces.pop()) is not None:
+                closed[box] = token.span()
+        elif brace.startswith("\\boxed"):
+            open_braces.append(len(opened))
+            opened.append(token.span())
+    return [
+        Box(start, slice(content, closed[box][0]), closed[box][1]) if box in closed else Box(start, None, len(text))
+        for box, (start, content) in enumerate(opened)
+    ]
 
 
 def after_last(marker: str, text: str) -> str | None:

@@ -228,4 +228,4 @@ def test_hostile_text_is_judged_quickly(piece, options):
     started = time.process_time()
     for text in (response, response + "}", "\\boxed{" + response, "#" + response):
         assert judge(text, "7", **options).score == 0.0
-    assert (time.process_time() - started) / 4 < 0.1
+    assert (time.process_time() - started) / 4 < 0.5  # 0.05 s on an idle machine
