@@ -21,13 +21,13 @@ import atheris
 
 with atheris.instrument_imports(include=["verifiers.math", "verifiers.text"]):
     from verifiers.math import slow
-    from verifiers.math.compare import Profile, compare
+    from verifiers.math.compare import Profile, compare, has_direction
     from verifiers.math.shapes import is_undefined
     from verifiers.math.verifier import MathVerifier, read
 
 from verifiers.errors import BadGold
 from verifiers.math.bench.cases import SHIPPED_CASES, load_cases
-from verifiers.math.syntax import Node, Num, Op, Rel, Seq, Text, Unit, show, walk
+from verifiers.math.syntax import show, walk
 from verifiers.verdict import Status, Verdict, VerifyRequest
 
 MAX_CHARS = 100_000
@@ -119,7 +119,7 @@ class Oracle:
         itself = self._timed("compare", text, text, lambda: compare(form, form, Profile()))
         if not itself.equal and not any(map(is_undefined, walk(form))):
             self.finding(f"not equal to itself: {itself.rule[:60]}", "compare", text, text)
-        if other is not None and _symmetric(form) and _symmetric(other):
+        if other is not None and not (has_direction(form) or has_direction(other)):
             there, back = compare(other, form, Profile()), compare(form, other, Profile())
             if there.equal != back.equal:
                 rules = f"{there.rule[:50]} / {back.rule[:50]}"
@@ -158,18 +158,6 @@ def _is_sound(verdict: Any) -> bool:
         isinstance(verdict, Verdict)
         and verdict.status in (Status.CORRECT, Status.WRONG, Status.NO_ANSWER)
         and verdict.score == float(verdict.status is Status.CORRECT)
-    )
-
-
-def _symmetric(form: Node) -> bool:
-    """Whether nothing in it makes a gold more than an answer: a rounded decimal, a percentage, a unit, a label, words,
-    a list without brackets."""
-    return not any(
-        (isinstance(n, Num) and n.places is not None)
-        or (isinstance(n, Op) and n.name == "percent")
-        or isinstance(n, Unit | Text | Rel)
-        or (isinstance(n, Seq) and n.kind == "list")
-        for n in walk(form)
     )
 
 

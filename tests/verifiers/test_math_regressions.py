@@ -48,3 +48,9 @@ BOXED = [
 def test_a_boxed_answer_once_misjudged(gold, answer, score):
     verdict = VERIFIER.verify(VerifyRequest(f"So \\boxed{{{answer}}}.", gold))
     assert verdict.score == score, verdict.evidence
+
+
+def test_explain_comes_to_the_verdict_of_verify_for_a_choice_in_a_sentence():
+    request = VerifyRequest("So the correct option is (B) 42.", "B")
+    assert VERIFIER.verify(request).score == 1.0
+    assert VERIFIER.explain(request)["decided by"] == "the same choice"

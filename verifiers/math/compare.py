@@ -83,12 +83,24 @@ def compare(gold: Node, answer: Node, profile: Profile) -> Decision:
     return _Comparison(profile).decide(gold, answer)
 
 
+def has_direction(form: Node) -> bool:
+    """Whether something in it makes a gold more than an answer, so that comparing the other way round may come out
+    differently: a rounded decimal, a percentage, a unit, a label, words, a list without brackets."""
+    return any(
+        (isinstance(n, Num) and n.places is not None)
+        or (isinstance(n, Op) and n.name == "percent")
+        or isinstance(n, Unit | Text | Rel)
+        or is_kind(n, "list")
+        for n in walk(form)
+    )
+
+
 def _in_radians(node: Node) -> Node:
     return node.value if isinstance(node, Unit) and node.unit == "rad" else node
 
 
-def _by_name(names: Sequence[str], items: Sequence[Node]) -> tuple[Node, ...]:
-    return tuple(item for _, item in sorted(zip(names, items, strict=True), key=lambda pair: pair[0]))
+def _by_name(names: Sequence[Node], items: Sequence[Node]) -> tuple[Node, ...]:
+    return tuple(item for _, item in sorted(zip(names, items, strict=True), key=lambda pair: repr(pair[0])))
 
 
 def _yes(rule: str) -> Decision:
@@ -122,7 +134,7 @@ class _Comparison:
             decision = self._real_sets(gold, answer)
             if decision is not None:
                 return decision
-        if (isinstance(gold, Seq) and gold.kind == "list") or (isinstance(answer, Seq) and answer.kind == "list"):
+        if is_kind(gold, "list") or is_kind(answer, "list"):
             return self._lists(gold, answer)
         if isinstance(gold, Rel) or isinstance(answer, Rel):
             return self._relations(gold, answer)
@@ -130,7 +142,7 @@ class _Comparison:
             return self._ratios(gold, answer)
         if isinstance(gold, Builder) or isinstance(answer, Builder):
             return self._builders(gold, answer)
-        if (isinstance(gold, Seq) and gold.kind == "set") or (isinstance(answer, Seq) and answer.kind == "set"):
+        if is_kind(gold, "set") or is_kind(answer, "set"):
             return self._sets(gold, answer)
         if isinstance(gold, Matrix) and isinstance(answer, Matrix) and len(gold.rows) > 1 and len(gold.rows[0]) > 1:
             return self._matrices(gold, answer)

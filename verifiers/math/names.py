@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from verifiers.math import scalars
 from verifiers.math.evaluate import Undefined, mp
@@ -35,7 +35,7 @@ def reading(node: Node) -> tuple[tuple[Node, ...], Node | None] | None:
         return node.items[:1], node.items[-1]
     constants = [v for v in values if is_scalar(v) and not variables(v)]
     is_constant = frozenset(constants).__contains__
-    for first, second, op in _neighbours(node):
+    for first, second, op in zip(node.items, node.items[1:], node.ops, strict=False):
         if is_constant(first) and is_constant(second) and not _agree(first, second, rounded=op == "~"):
             return None
     if len(constants) > 1:
@@ -56,10 +56,6 @@ def named_value(node: Node) -> Node:
         if found is not None and found[0] and found[1] is not None:
             return found[1]
     return node
-
-
-def _neighbours(node: Rel) -> Iterator[tuple[Node, Node, str]]:
-    yield from zip(node.items, node.items[1:], node.ops, strict=False)
 
 
 def _agree(a: Node, b: Node, *, rounded: bool) -> bool:
@@ -119,7 +115,7 @@ def contradicting(gold: Sequence[Node], answer: Sequence[Node]) -> bool:
     return whole and bool(plain[0]) and bool(plain[1]) and not plain[0] & plain[1]
 
 
-def names_of(items: Sequence[Node]) -> list[str]:
+def names_of(items: Sequence[Node]) -> list[Node]:
     """The name of each value, if all have one."""
     names = []
     for item in items:
@@ -128,19 +124,19 @@ def names_of(items: Sequence[Node]) -> list[str]:
         label = next((side for side in item.items if is_label(side)), None)
         if label is None:
             return []
-        names.append(repr(label))
+        names.append(label)
     return names
 
 
-def are_consecutive(names: Sequence[str]) -> bool:
+def are_consecutive(names: Sequence[Node]) -> bool:
     """Names such as a, b, c or x, y, z, in any order: their values belong in the order of the alphabet."""
-    letters = sorted(re.findall(r"^Sym\(name='([a-z])'\)$", "\n".join(names), re.MULTILINE))
+    letters = sorted(name.name for name in names if isinstance(name, Sym) and re.fullmatch("[a-z]", name.name))
     return len(letters) == len(names) and all(ord(b) - ord(a) == 1 for a, b in itertools.pairwise(letters))
 
 
-def are_distinct(names: Sequence[str]) -> bool:
+def are_distinct(names: Sequence[Node]) -> bool:
     """Names of different things, not x_1 and x_2, which are two values of one."""
-    letters = {re.sub(r"_.*?'", "'", name) for name in names}
+    letters = {Sym(name.name.partition("_")[0]) if isinstance(name, Sym) else name for name in names}
     return len(names) > 1 and len(letters) == len(names)
 
 

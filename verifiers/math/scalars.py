@@ -37,12 +37,15 @@ def equal(a: Node, b: Node) -> bool:
     names = sorted(variables(a) | variables(b))
     if not names:
         return _equal_at(a, b, {}) is True
-    found = [_equal_at(a, b, _point(names, k)) for k in range(4)]
-    decided = [f for f in found if f is not None]
+    decided: list[bool] = []
+    for k in range(4):
+        found = _equal_at(a, b, _point(names, k))
+        if found is not None:
+            decided.append(found)
+        if len(decided) >= 2 and not all(decided):
+            return _equal_at_integers(a, b, names)
     if len(decided) < 2:
         return False
-    if not all(decided):
-        return _equal_at_integers(a, b, names)
     if any(isinstance(n, Op) and n.name in ("abs", "sign") for side in (a, b) for n in walk(side)):
         return all(_equal_at(a, b, _point(names, k, negative=True), only_real=True) in (True, None) for k in (5, 6))
     return True
@@ -65,11 +68,7 @@ def proportional(a: Node, b: Node, *, positive: bool) -> bool:
             break
     if len(ratios) < 3 or any(abs(r - ratios[0]) > _TOLERANCE * abs(ratios[0]) for r in ratios):
         return False
-    return (
-        not positive
-        or (isinstance(ratios[0], mp.mpf) and ratios[0] > 0)
-        or bool(mp.im(ratios[0]) == 0 < mp.re(ratios[0]))
-    )
+    return not positive or bool(mp.im(ratios[0]) == 0 < mp.re(ratios[0]))
 
 
 def is_zero(node: Node) -> bool:
@@ -102,9 +101,9 @@ def _infinity(node: Node) -> int:
 
 @lru_cache(maxsize=4_096)
 def _coordinate(name: str, index: int) -> Any:
-    """A fixed generic number between 0.6 and 2.4."""
+    """A fixed generic number between 0.3 and 2.1."""
     digest = hashlib.sha256(f"{index}:{name}".encode(errors="surrogatepass")).digest()
-    return mp.mpf(Fraction(6, 10).numerator) / 10 + mp.mpf(int.from_bytes(digest[:20], "big")) / 2**160 * mp.mpf("1.8")
+    return mp.mpf(3) / 10 + mp.mpf(int.from_bytes(digest[:20], "big")) / 2**160 * mp.mpf("1.8")
 
 
 def generic_point(names: Sequence[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ Accuracy beside other graders: docs/math-accuracy.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -112,8 +112,7 @@ class MathVerifier:
         found = find_answer(request.response, unboxed=self._unboxed)
         rows = {"gold": gold_text, "gold read as": _shown(gold), "answer found": found.rule}
         if found.text is not None:
-            answer = _reading_of(found)
-            decision = self._decide(gold, answer)
+            decision, answer = self._decided(gold, found)
             rows |= {"answer": answer.text, "answer read as": _shown(answer), "decided by": decision.rule}
         return rows
 
@@ -121,13 +120,20 @@ class MathVerifier:
         return f"\\boxed{{{_gold_text(gold)}}}"
 
     def _judge(self, gold_text: str, found: Found) -> Judgement:
-        if not found.boxed:  # 'the correct option is (B) 42'
-            for text in candidates(found.text or ""):
-                if (by_letter := choice_decision(gold_text, text)) is not None:
-                    return Judgement(by_letter, text, text)
-        answer = _reading_of(found)
-        decision = self._decide(self._read_gold(gold_text), answer)
+        decision, answer = self._decided(self._read_gold(gold_text), found)
         return Judgement(decision, answer.text, canonical(answer.form, answer.text))
+
+    def _decided(self, gold: Reading, found: Found) -> tuple[Decision, Reading]:
+        assert found.text is not None
+        if found.boxed:
+            answer = read(found.text)
+        else:
+            texts = candidates(found.text)
+            for text in texts:  # 'the correct option is (B) 42'
+                if (by_letter := choice_decision(gold.text, text)) is not None:
+                    return by_letter, Reading(text, None, "a choice")
+            answer = _first_readable(texts)
+        return self._decide(gold, answer), answer
 
     def _decide(self, gold: Reading, answer: Reading) -> Decision:
         if _squeezed(gold.text) == _squeezed(answer.text) and (gold.form is None or answer.form is not None):
@@ -169,10 +175,8 @@ def read(text: str, *, thousands: bool = True) -> Reading:
         return Reading(text, Text(text) if _PROSE.match(text) else None, str(error))
 
 
-def _reading_of(found: Found) -> Reading:
-    """Of a statement that cannot be read as it stands, the one value in it."""
-    assert found.text is not None
-    texts = [found.text] if found.boxed else candidates(found.text)
+def _first_readable(texts: Sequence[str]) -> Reading:
+    """A statement as it stands, or, if that is no mathematics or prose, the value in it."""
     answer = read(texts[0])
     if answer.form is None or any(isinstance(node, Text) and " " in node.words for node in walk(answer.form)):
         answer = next((r for t in texts[1:] if (r := read(t)).form is not None), answer)
