@@ -2,6 +2,7 @@
 
 import pytest
 
+from verifiers.errors import BadGold
 from verifiers.math import MathVerifier
 from verifiers.verdict import VerifyRequest
 
@@ -54,3 +55,11 @@ def test_explain_comes_to_the_verdict_of_verify_for_a_choice_in_a_sentence():
     request = VerifyRequest("So the correct option is (B) 42.", "B")
     assert VERIFIER.verify(request).score == 1.0
     assert VERIFIER.explain(request)["decided by"] == "the same choice"
+
+
+def test_a_malformed_gold_is_a_bad_gold_and_no_zero_for_the_model():
+    gold = r"6}&\text{added 1"
+    with pytest.raises(BadGold, match="cannot be read"):
+        VERIFIER.verify(VerifyRequest(r"So \boxed{6}.", gold))
+    with pytest.raises(BadGold, match="cannot be read"):  # so the check before training finds it
+        VERIFIER.gold_response(gold, {})

@@ -117,7 +117,9 @@ class MathVerifier:
         return rows
 
     def gold_response(self, gold: Any, meta: Mapping[str, Any]) -> str:
-        return f"\\boxed{{{_gold_text(gold)}}}"
+        text = _gold_text(gold)
+        _require_readable(self._read_gold(text))
+        return f"\\boxed{{{text}}}"
 
     def _judge(self, gold_text: str, found: Found) -> Judgement:
         decision, answer = self._decided(self._read_gold(gold_text), found)
@@ -147,6 +149,7 @@ class MathVerifier:
             equal = slow.equal(gold.text, answer.text)
             if equal is not None:
                 return Decision(equal, "sympy: equal" if equal else "sympy: not equal")
+        _require_readable(gold)
         side = "gold" if gold.form is None else "answer"
         return Decision(False, f"the {side} cannot be read ({gold.error or answer.error})")
 
@@ -181,6 +184,12 @@ def _first_readable(texts: Sequence[str]) -> Reading:
     if answer.form is None or any(isinstance(node, Text) and " " in node.words for node in walk(answer.form)):
         answer = next((r for t in texts[1:] if (r := read(t)).form is not None), answer)
     return answer
+
+
+def _require_readable(gold: Reading) -> None:
+    """A gold that is malformed must not cost the model anything: an answer in other words may well be right."""
+    if gold.form is None and gold.covered:
+        raise BadGold(f"The gold {_clip(repr(gold.text))} cannot be read ({gold.error}).", fix="write it as LaTeX")
 
 
 def _gold_text(gold: Any) -> str:
