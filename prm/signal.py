@@ -17,6 +17,7 @@ from data.example import Example
 from rollout.trajectory import Trajectory
 from verifiers.registry import Registry
 from verifiers.runner import Runner
+from verifiers.verdict import Verdict
 
 
 @dataclass(slots=True)
@@ -53,6 +54,11 @@ class Signal:
             None if first.token_weight is None else [t for s in signals for t in s.token_weight or []],
             {name: [v for s in signals for v in s.labels[name]] for name in first.labels},
         )
+
+
+def verdicts_in(signals: Sequence[Signal]) -> list[Verdict]:
+    """The verdicts of the first source that gives some; [] if none does."""
+    return next((s.labels["verdict"] for s in signals if "verdict" in s.labels), [])
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data.example import Example
-from prm.signal import RewardSource, Signal
+from prm.signal import RewardSource, Signal, verdicts_in
 from rollout.engine import Prompt, SamplingParams, derive_seed
 from rollout.trajectory import Trajectory
 from verifiers.verdict import Verdict
@@ -43,7 +43,7 @@ class Rollouts:
     @property
     def verdicts(self) -> list[Verdict]:
         """The rule verdicts, if a source gives any."""
-        return next((s.labels["verdict"] for s in self.signals if "verdict" in s.labels), [])
+        return verdicts_in(self.signals)
 
     @property
     def verify_s(self) -> float:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from rollout.packing import PackedBatch, TokenSequence, pack
 from trainer.config import Config
 from trainer.learner import Learner, NonFiniteError, TrainingBatch, clip_and_step, make_adamw, split_by_group
 from trainer.losses.value import ValueLossOptions, value_loss
-from trainer.models import DTYPES, load_policy
+from trainer.models import DTYPES, autocast, load_policy
 from trainer.objective import sequence_weights
 
 
@@ -59,14 +58,9 @@ class Critic:
 
     # ---- forward -----------------------------------------------------
 
-    def _autocast(self) -> AbstractContextManager:
-        if self.compute_dtype == torch.bfloat16:
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
-
     def _values(self, batch: PackedBatch) -> Tensor:
         """V before each response token [R]: read where the token is predicted."""
-        with self._autocast():
+        with autocast(self.device, self.compute_dtype):
             hidden_TE = packed_forward(self.trunk, batch, self.varlen)
         return self.head(hidden_TE[batch.predict_R].to(self.head.weight.dtype))[:, 0]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -25,7 +24,7 @@ from rollout.trajectory import Trajectory
 from trainer.config import Config, OptimConfig
 from trainer.logprobs import chunked_logp
 from trainer.losses.base import LOSSES, LossInputs
-from trainer.models import DTYPES, Policy, load_policy
+from trainer.models import DTYPES, Policy, autocast, load_policy
 from trainer.objective import (
     adapted_kl_coef,
     kl_loss,
@@ -142,11 +141,6 @@ class Learner:
 
     # ---- forward -----------------------------------------------------
 
-    def _autocast(self) -> AbstractContextManager:
-        if self.compute_dtype == torch.bfloat16:
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
-
     def causal_lm(self, model: Any) -> Any:
         """The transformers model inside: with LoRA, the one peft wraps."""
         return model.get_base_model() if self.config.model.lora is not None else model
@@ -154,7 +148,7 @@ class Learner:
     def _logp(self, model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """(log-prob of each response token under softmax(logits / temperature), entropy), both [R]."""
         causal_lm = self.causal_lm(model)
-        with self._autocast():
+        with autocast(self.device, self.compute_dtype):
             hidden_TE = packed_forward(causal_lm.model, batch, self.varlen)
         hidden_RE = hidden_TE[batch.predict_R].to(self.compute_dtype)
         return chunked_logp(

@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,13 @@ from trainer.config import ModelConfig
 from verifiers.errors import MissingExtraError, ModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def autocast(device: torch.device, compute_dtype: torch.dtype) -> AbstractContextManager:
+    """Where a forward pass computes in `compute_dtype` while the weights stay in theirs."""
+    if compute_dtype == torch.bfloat16:
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
 
 
 @dataclass(slots=True)

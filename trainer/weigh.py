@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from prm.signal import Signal
+from prm.signal import Signal, verdicts_in
 from rollout.trajectory import Finish, Trajectory
 from trainer.advantages.base import AdvantageInputs, at_last_token
 from trainer.collect import Rollouts
@@ -127,8 +127,8 @@ def stream(outcome_N: Tensor, token_reward_R: Tensor | None, inputs: AdvantageIn
 
 def correct(signals: Sequence[Signal], count: int) -> Tensor:
     """bool [N]: what the verifier said; nobody is right where no source gives verdicts."""
-    verdicts = next((s.labels["verdict"] for s in signals if "verdict" in s.labels), None)
-    if verdicts is None:
+    verdicts = verdicts_in(signals)
+    if not verdicts:
         return torch.zeros(count, dtype=torch.bool)
     return torch.tensor([v.status is Status.CORRECT for v in verdicts], dtype=torch.bool)
 
