@@ -10,26 +10,16 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Report, progress, show, spread, table
 from verifiers.code import walls
+from verifiers.code.bench import throughput
 from verifiers.code.verifier import CodeVerifier
 from verifiers.code.walls import Tier
 from verifiers.errors import VerifierError
-from verifiers.verdict import VerifyRequest
 
-STDIN_PROGRAM = "n = int(input())\nprint(sum(i * i for i in range(n)))\n"
-STDIN_INPUTS = ["3", "10", "50", "100", "200"]
-FUNCTION_PROGRAM = "def f(x):\n    return x * x\n"
-CALLS = 20
+BARE = "bare python -I -S"
 FLOOR = """
 import os, sys, time
 sys.path.insert(0, "/sandbox")
@@ -61,22 +51,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, report: Report) -> None:
     """Raises `VerifierError` if no tier works."""
-    ways, verifiers = _ways(options.workers)
-    outputs = [str(sum(i * i for i in range(int(n)))) for n in STDIN_INPUTS]
-    stdin = {"type": "stdin_stdout", "inputs": STDIN_INPUTS, "outputs": outputs}
-    function = {"type": "functional", "fn_name": "f", "inputs": [[i] for i in range(CALLS)],
-                "outputs": [i * i for i in range(CALLS)]}  # fmt: skip
-    samples = []
+    verifiers = _verifiers(options.workers)
+    samples: list[dict[str, Any]] = []
     try:
         for number in range(options.rounds):
-            for name, judge in ways.items():
+            for name, verifier in verifiers.items():
                 progress(f"round {number + 1}: {name}")
-                sample: dict[str, Any] = {"way": name, "round": number}
-                sample["stdin_per_s"] = _rate(judge, STDIN_PROGRAM, stdin, options.programs)
-                if name in verifiers:
-                    sample["functions_per_s"] = _rate(judge, FUNCTION_PROGRAM, function, options.sets)
-                    sample["one_run_ms"] = _one_run_ms(verifiers[name])
-                samples.append(sample)
+                rates = {"stdin_per_s": throughput.sandboxed_rate(verifier, "stdin_per_s", options.programs),
+                         "functions_per_s": throughput.sandboxed_rate(verifier, "functions_per_s", options.sets),
+                         "one_run_ms": throughput.one_run_ms(verifier)}  # fmt: skip
+                samples.append({"way": name, "round": number, **rates})
+            progress(f"round {number + 1}: {BARE}")
+            rate = throughput.bare_rate(options.programs, options.workers)
+            samples.append({"way": BARE, "round": number, "stdin_per_s": rate})
             if Tier.NAMESPACES in verifiers:
                 for name, packages in (("floor", []), ("floor with libraries", ["numpy"])):
                     samples.append({"way": name, "round": number, "one_run_ms": _floor_ms(packages)})
@@ -87,53 +74,16 @@ def run(options: argparse.Namespace, report: Report) -> None:
     report.write({"settings": settings, "samples": samples}, _table(samples))
 
 
-def _ways(workers: int) -> tuple[dict[str, Callable[[list[VerifyRequest]], Any]], dict[str, CodeVerifier]]:
+def _verifiers(workers: int) -> dict[str, CodeVerifier]:
     verifiers: dict[str, CodeVerifier] = {}
     for tier in (Tier.NAMESPACES, Tier.LANDLOCK):
         try:
-            verifiers[tier] = CodeVerifier(CodeVerifier.Options(isolation=tier.value, program="text"), workers=workers)
+            verifiers[tier] = CodeVerifier(CodeVerifier.Options(isolation=tier.value), workers=workers)
         except VerifierError as error:
             progress(f"not measured: {error.what}")
     if not verifiers:
         raise VerifierError("No tier of the sandbox works here.", fix="see docs/sandbox.md")
-    ways: dict[str, Callable[[list[VerifyRequest]], Any]] = {n: v.verify_many for n, v in verifiers.items()}
-    ways["bare python -I -S"] = partial(_bare, workers=workers)
-    return ways, verifiers
-
-
-def _rate(judge: Callable[[list[VerifyRequest]], Any], program: str, gold: Any, count: int) -> float:
-    requests = [VerifyRequest(program, gold)] * count
-    started = time.perf_counter()
-    verdicts = judge(requests)
-    seconds = time.perf_counter() - started
-    assert all(verdict.score == 1.0 for verdict in verdicts) if isinstance(verdicts, list) else verdicts == count
-    return count / seconds
-
-
-def _bare(requests: list[VerifyRequest], workers: int) -> int:
-    """Each test a fresh interpreter with nothing between it and the machine; the number of programs that pass."""
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as executor:
-        path = Path(folder) / "main.py"
-        path.write_text(requests[0].response)
-
-        def passes(request: VerifyRequest) -> bool:
-            outputs = [
-                subprocess.run(
-                    [sys.executable, "-I", "-S", str(path)], input=text, capture_output=True, text=True, check=True
-                )
-                for text in request.gold["inputs"]
-            ]
-            return [output.stdout.strip() for output in outputs] == request.gold["outputs"]
-
-        return sum(executor.map(passes, requests))
-
-
-def _one_run_ms(verifier: CodeVerifier, runs: int = 100) -> float:
-    """One at a time, warm."""
-    started = time.perf_counter()
-    for _ in range(runs):
-        verifier.sandbox.run_stdin("print(1)", "")
-    return 1000 * (time.perf_counter() - started) / runs
+    return verifiers
 
 
 def _floor_ms(packages: list[str], runs: int = 200) -> float:

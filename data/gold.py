@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from data.example import Example
-from verifiers.errors import BadGold, DataError, VerifierError
+from verifiers.errors import BadGold, DataError, NoReference, VerifierError
 from verifiers.verdict import Status, Verdict, VerifyRequest
 
 MAX_GOLDS_SHOWN = 10
@@ -17,17 +17,23 @@ def check_golds(
     verify: Callable[[list[VerifyRequest]], list[Verdict]],
     gold_response: Callable[[Any, Mapping[str, Any]], str],
     on_bad_gold: Literal["stop", "skip"],
-) -> tuple[list[Example], list[tuple[str, Verdict]]]:
-    """Return (examples whose gold verifies, (id, verdict) of the others).
+) -> tuple[list[Example], list[tuple[str, Verdict]], list[str]]:
+    """Return (examples whose gold verifies or cannot be checked, (id, verdict) of the others, ids of those that could
+    not be checked).
 
-    gold_response(gold, meta): a response that gives the gold as its answer; raises `BadGold` if the gold is unreadable.
+    gold_response(gold, meta): a response that gives the gold as its answer; raises `BadGold` if the gold is unreadable,
+    `NoReference` if it is readable and holds no answer.
     Raises `DataError` if any gold fails and `on_bad_gold` is stop, or if all fail.
     """
     verdicts: dict[str, Verdict] = {}
     requests: list[VerifyRequest] = []
+    unchecked: list[str] = []
     for example in examples:
         try:
             response = gold_response(example.gold, example.meta)
+        except NoReference:
+            unchecked.append(example.id)
+            continue
         except BadGold as error:
             verdicts[example.id] = Verdict(None, Status.BAD_GOLD, error.what)
             continue
@@ -36,11 +42,12 @@ def check_golds(
     if len(answers) != len(requests):
         raise VerifierError(f"The verifier was asked {len(requests)} times and gave {len(answers)} verdicts.")
     verdicts |= {request.example_id: verdict for request, verdict in zip(requests, answers, strict=True)}
-    bad = [(e.id, verdicts[e.id]) for e in examples if verdicts[e.id].status is not Status.CORRECT]
+    bad = [(e.id, verdicts[e.id]) for e in examples
+           if e.id in verdicts and verdicts[e.id].status is not Status.CORRECT]  # fmt: skip
     if bad and (on_bad_gold == "stop" or len(bad) == len(examples)):
         raise _bad_golds(bad, len(examples))
     dropped = {name for name, _ in bad}
-    return [e for e in examples if e.id not in dropped], bad
+    return [e for e in examples if e.id not in dropped], bad, unchecked
 
 
 def _bad_golds(bad: list[tuple[str, Verdict]], num_examples: int) -> DataError:

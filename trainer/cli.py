@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Command = Callable[[argparse.Namespace], int]
 
 TRACEBACK_VARIABLE = "ASSAY_TRACEBACK"
-_BENCHES = {"math": "verifiers.math.bench", "iou": "verifiers.visual.bench"}
+_BENCHES = {"math": "verifiers.math.bench", "iou": "verifiers.visual.bench", "sandbox": "verifiers.code.bench"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

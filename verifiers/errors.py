@@ -46,6 +46,10 @@ class BadGold(AssayError):
     """A verifier cannot read the gold answer: the verdict is `bad_gold`, and nobody's response is judged by it."""
 
 
+class NoReference(BadGold):
+    """A gold that can be read and judges responses, but holds no answer of its own to check it with."""
+
+
 class MissingExtraError(AssayError):
     """An optional dependency is needed and not installed."""
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from verifiers.errors import AssayError, BadGold, VerifierError
 from verifiers.runner import Runner
@@ -25,6 +25,15 @@ RequestOf = Callable[[Mapping[str, Any]], VerifyRequest]
 
 class RowError(AssayError):
     """A row that is not what the contract says."""
+
+
+class Judge(Protocol):
+    """What is served: a `Runner`, or what judges like one. Raises `VerifierError` or RuntimeError if it cannot now, and
+    the client should try later or elsewhere."""
+
+    kind: str
+
+    def verify(self, requests: Sequence[VerifyRequest]) -> list[Verdict]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +101,32 @@ def parse_row(value: Any, read: RequestOf) -> Row:
         return _unreadable(row_id, "the row is nested too deeply")
 
 
-def grade(runner: Runner, rows: Sequence[Row]) -> list[Verdict]:
+def grade(runner: Judge, rows: Sequence[Row]) -> list[Verdict]:
     """One verdict per row, in order. Raises as `Runner.verify`."""
     judged = iter(runner.verify([row.request for row in rows if isinstance(row.request, VerifyRequest)]))
     return [row.request if isinstance(row.request, Verdict) else next(judged) for row in rows]
 
 
-def grade_surely(runner: Runner, rows: Sequence[Row]) -> tuple[list[Verdict], VerifierError | None]:
-    """As `grade`, but workers that cannot start are a verdict without a score for each row, and the error."""
-    try:
-        return grade(runner, rows), None
-    except VerifierError as error:
-        fault = Verdict(None, Status.VERIFIER_FAULT, str(error))
-        return [row.request if isinstance(row.request, Verdict) else fault for row in rows], error
+def stream_surely(runner: Runner, rows: Sequence[Row], on_error: Callable[[VerifierError], None]) -> Iterator[Verdict]:
+    """The verdicts as `grade`, each as soon as it and all before it are there. Workers that cannot start are told to
+    `on_error`, and are a verdict without a score for each row that was not judged."""
+    asked = [number for number, row in enumerate(rows) if isinstance(row.request, VerifyRequest)]
+    stream = runner.stream([row.request for row in rows if isinstance(row.request, VerifyRequest)])
+    early: dict[int, Verdict] = {}
+    for number, row in enumerate(rows):
+        if isinstance(row.request, Verdict):
+            yield row.request
+            continue
+        while number not in early:
+            try:
+                index, verdict = next(stream)
+            except VerifierError as error:
+                on_error(error)
+                fault = Verdict(None, Status.VERIFIER_FAULT, str(error))
+                early = {i: early.get(i, fault) for i in asked}
+            else:
+                early[asked[index]] = verdict
+        yield early.pop(number)
 
 
 def result_of(row_id: str | int | None, verdict: Verdict, *, verbose: bool) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from verifiers.process import Ending, encode
 from verifiers.verdict import VERIFIERS, Status, Verdict, Verifier, VerifyRequest
 
 MAX_EVIDENCE_CHARS = 2_000
+DEFAULT_TIMEOUT_S = 1.5
+DEFAULT_MEMORY_MB = 768
 _CONTRACT = ("Options", "isolated", "verify", "gold_response")
 
 
@@ -23,8 +25,9 @@ class Runner:
     """A verifier of `kind`, ready to judge.
 
     options: the mapping a recipe gives, validated by the kind's `Options`. timeout_s, memory_mb, workers: limits of
-    each judgement and number of processes, for isolated kinds only (others run in process, in the caller's thread);
-    memory_mb is MiB of address space beyond what the loaded verifier takes. key: the recipe key, for messages.
+    each judgement and number of processes, for isolated kinds and those that take limits (others run in process, in the
+    caller's thread); memory_mb is MiB of address space beyond what the loaded verifier takes. None: the kind's own
+    ``default_timeout_s`` and ``default_memory_mb``, else the defaults above. key: the recipe key, for messages.
 
     A composite kind (``composite = True``) is built as ``Kind(options, runners)``, with a runner under the same limits
     for each entry of ``Kind.part_kinds(options)``: {name: (kind, options)}.
@@ -39,29 +42,31 @@ class Runner:
         kind: str,
         options: Mapping[str, Any],
         *,
-        timeout_s: float = 1.5,
-        memory_mb: int = 768,
+        timeout_s: float | None = None,
+        memory_mb: int | None = None,
         workers: int = 2,
         key: str = "verifier",
     ):
         verifier_class = _verifier_class(kind, key)
         checked = parse_options(verifier_class.Options, options, key=key)
         self.kind, self.key = kind, key
-        self._timeout_s = timeout_s
+        given: dict[str, Any] = {"timeout_s": timeout_s, "memory_mb": memory_mb, "workers": workers}
+        default_s, default_mb = _default_limits(verifier_class)
+        limit_s, limit_mb = timeout_s or default_s, memory_mb or default_mb
+        self._timeout_s = limit_s
         self._verifier: Any = None
         self._pool: Pool | None = None
         self._parts: dict[str, Runner] = {}
         if verifier_class.isolated:
-            setup = {"kind": kind, "options_json": checked.model_dump_json(), "memory_mb": memory_mb,
-                     "timeout_s": timeout_s}  # fmt: skip
-            self._pool = Pool(setup, timeout_s=timeout_s, workers=workers, key=key)
+            setup = {"kind": kind, "options_json": checked.model_dump_json(), "memory_mb": limit_mb,
+                     "timeout_s": limit_s}  # fmt: skip
+            self._pool = Pool(setup, timeout_s=limit_s, workers=workers, key=key)
         elif getattr(verifier_class, "composite", False):
-            limits: dict[str, Any] = {"timeout_s": timeout_s, "memory_mb": memory_mb, "workers": workers}
             for name, (part_kind, part_options) in verifier_class.part_kinds(checked).items():
-                self._parts[name] = Runner(part_kind, part_options, **limits, key=f"{key}.parts.{name}")
+                self._parts[name] = Runner(part_kind, part_options, **given, key=f"{key}.parts.{name}")
             self._verifier = verifier_class(checked, self._parts)
         elif getattr(verifier_class, "takes_limits", False):
-            self._verifier = verifier_class(checked, timeout_s=timeout_s, memory_mb=memory_mb, workers=workers, key=key)
+            self._verifier = verifier_class(checked, timeout_s=limit_s, memory_mb=limit_mb, workers=workers, key=key)
         else:
             self._verifier = verifier_class(checked)
 
@@ -235,6 +240,11 @@ def _encode_request(request: VerifyRequest, call: str = "verify") -> bytes | Ver
                        "meta": dict(request.meta), "example_id": request.example_id})  # fmt: skip
     except (TypeError, ValueError) as error:
         return Verdict(None, Status.BAD_GOLD, f"the gold or the meta data is not plain JSON data: {error}")
+
+
+def _default_limits(verifier_class: Any) -> tuple[float, int]:
+    return (getattr(verifier_class, "default_timeout_s", DEFAULT_TIMEOUT_S),
+            getattr(verifier_class, "default_memory_mb", DEFAULT_MEMORY_MB))  # fmt: skip
 
 
 def _verifier_class(kind: str, key: str) -> Any:

@@ -85,7 +85,8 @@ class Verifier(Protocol):
     def verify(self, request: VerifyRequest) -> Verdict: ...
 
     def gold_response(self, gold: Any, meta: Mapping[str, Any]) -> str:
-        """The text of a perfect response, which `verify` must find correct. Raises `BadGold`."""
+        """The text of a perfect response, which `verify` must find correct. Raises `BadGold`, and `NoReference` if
+        the gold can be read and holds none."""
         ...
 
 

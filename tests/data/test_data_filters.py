@@ -3,7 +3,7 @@
 import pytest
 
 from data import Example, Message, by_pass_rate, by_prompt_tokens, check_golds
-from verifiers.errors import BadGold, ConfigError, DataError, VerifierError
+from verifiers.errors import BadGold, ConfigError, DataError, NoReference, VerifierError
 from verifiers.exact import ExactVerifier
 from verifiers.verdict import Status, Verdict, VerifyRequest
 
@@ -58,7 +58,7 @@ def verify(requests: list[VerifyRequest]) -> list[Verdict]:
 
 def test_golds_that_verify_are_kept():
     examples = golds("43", "11.5", "-2")
-    assert check_golds(examples, verify, VERIFIER.gold_response, "stop") == (examples, [])
+    assert check_golds(examples, verify, VERIFIER.gold_response, "stop") == (examples, [], [])
 
 
 def test_an_unreadable_gold_stops_with_its_id_and_the_reason():
@@ -70,7 +70,7 @@ def test_an_unreadable_gold_stops_with_its_id_and_the_reason():
 
 
 def test_skip_leaves_bad_golds_out_and_reports_their_verdicts():
-    kept, bad = check_golds(golds("43", "forty", "2"), verify, VERIFIER.gold_response, "skip")
+    kept, bad, _ = check_golds(golds("43", "forty", "2"), verify, VERIFIER.gold_response, "skip")
     assert [e.id for e in kept] == ["row-0", "row-2"]
     assert [(name, verdict.status) for name, verdict in bad] == [("row-1", Status.BAD_GOLD)]
 
@@ -79,7 +79,7 @@ def test_a_gold_that_reads_but_does_not_equal_itself_is_bad_too():
     def always_one(gold, meta) -> str:
         return "#1"
 
-    _, bad = check_golds(golds("1", "2"), verify, always_one, "skip")
+    _, bad, _ = check_golds(golds("1", "2"), verify, always_one, "skip")
     assert [(name, verdict.status) for name, verdict in bad] == [("row-1", Status.WRONG)]
 
 
@@ -88,6 +88,17 @@ def test_at_most_ten_bad_golds_are_listed_and_skipping_all_stops():
         check_golds(golds(*["x"] * 13), verify, VERIFIER.gold_response, "skip")
     assert str(caught.value).count("bad_gold (") == 10
     assert "and 3 more" in str(caught.value)
+
+
+def test_a_gold_without_a_reference_is_kept_and_named():
+    def some(gold, meta) -> str:
+        if gold == "43":
+            raise NoReference("none")
+        return VERIFIER.gold_response(gold, meta)
+
+    kept, bad, unchecked = check_golds(golds("43", "forty", "2"), verify, some, "skip")
+    assert ([e.id for e in kept], [name for name, _ in bad], unchecked) == (["row-0", "row-2"], ["row-1"], ["row-0"])
+    assert [e.id for e in check_golds(golds("43", "43"), verify, some, "stop")[0]] == ["row-0", "row-1"]
 
 
 def test_a_verifier_that_gives_too_few_verdicts_is_broken():

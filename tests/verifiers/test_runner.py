@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from verifiers import BadGold, ConfigError, Runner, Status, VerifyRequest
+from verifiers.code.verifier import CodeVerifier
 
 
 def ask(runner, *responses):
@@ -128,3 +129,12 @@ def test_importing_verifiers_and_every_kind_imports_nothing_heavy(code):
     program = f"import sys; {code}; sys.exit(', '.join({heavy} & set(sys.modules)) or None)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("given", "limits"), [({}, (5.0, 1024)), ({"timeout_s": 1.0, "memory_mb": 256}, (1.0, 256))])
+def test_a_kind_has_its_own_default_limits(given, limits, monkeypatch):
+    seen = []
+    monkeypatch.setattr(CodeVerifier, "__init__", lambda self, options, **kwargs: seen.append(kwargs))
+    Runner("code", {}, **given)
+    Runner("combine", {"parts": {"code": {"kind": "code"}, "format": {"kind": "format"}}}, **given)
+    assert [(kwargs["timeout_s"], kwargs["memory_mb"]) for kwargs in seen] == [limits, limits]

@@ -258,7 +258,7 @@ class OwnRows:
         return "yes"
 
 
-@pytest.mark.parametrize("suite", ["math", "iou"])
+@pytest.mark.parametrize("suite", ["math", "iou", "sandbox"])
 def test_bench_hands_its_arguments_on(suite, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["bench", suite, "--help"])

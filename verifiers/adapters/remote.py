@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import math
+import socket
+import ssl
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,19 +19,31 @@ MAX_CHUNK_REQUESTS = 256
 MAX_CHUNK_BYTES = 8 * 2**20
 MAX_REPLY_BYTES = 64 * 2**20
 ATTEMPTS = 3
+CONNECT_TIMEOUT_S = 10.0
 _BACKOFF_S = 0.2
+_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # a machine that vanished is noticed in 25 s
 _RETRIED = frozenset({500, 502, 503, 504})
 _MISCONFIGURED = frozenset({401, 403, 404, 405, 411, 415})
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
+
+
+class Unanswered(Exception):
+    """One exchange that brought no verdicts. may_retry: whether another can."""
+
+    def __init__(self, cause: str, *, may_retry: bool):
+        super().__init__(cause)
+        self.may_retry = may_retry
 
 
 class RemoteRunner:
     """url: as `assay serve-verifier` prints it. timeout_s: seconds for one exchange of up to `MAX_CHUNK_REQUESTS`
-    judgements; each is tried `ATTEMPTS` times. Thread safe; a connection lives for one exchange.
+    judgements; each is tried `ATTEMPTS` times. ca_file: the certificates to trust instead of the system's, for https.
+    Thread safe; a connection lives for one exchange.
 
-    Raises `ConfigError` if the url is not one.
+    Raises `ConfigError` if the url is not one, or the certificates cannot be read.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 120.0):
+    def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 120.0, ca_file: str | None = None):
         parts = urlsplit(url)
         try:
             port = parts.port
@@ -38,8 +52,13 @@ class RemoteRunner:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
             raise ConfigError(f"The url {url!r} is not of the form http://HOST:PORT.")
         self.url = url
-        self._connection_class = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._host, self._port, self._path = parts.hostname, port, parts.path.rstrip("/") + "/verify"
+        self._tls: ssl.SSLContext | None = None
+        if parts.scheme == "https":
+            try:
+                self._tls = ssl.create_default_context(cafile=ca_file)
+            except OSError as error:
+                raise ConfigError(f"The certificates in {ca_file} cannot be read: {error}.") from error
+        self._host, self._port, self._path = parts.hostname, port, parts.path.rstrip("/")
         self._timeout_s = timeout_s
         self._headers = {"Content-Type": "application/json"}
         if token is not None:
@@ -59,6 +78,22 @@ class RemoteRunner:
             verdicts |= self._exchange(chunk)
         return [verdicts[index] for index in range(len(requests))]
 
+    def verify_once(self, request: VerifyRequest, timeout_s: float) -> Verdict:
+        """One verdict by one exchange. Raises `Unanswered`, `VerifierError` if the server refuses us, and TypeError,
+        ValueError or RecursionError if the request is not JSON data."""
+        reply = self._ask("POST", "/verify", f'{{"requests": [{_encode(0, request)}]}}'.encode(), timeout_s)
+        try:
+            return _verdicts([0], reply)[0]
+        except _UNREADABLE as error:
+            raise Unanswered(f"the reply cannot be read: {error}", may_retry=False) from error
+
+    def health(self) -> dict[str, Any]:
+        """What the server says of itself. Raises as `verify_once`."""
+        reply = self._ask("GET", "/health", None, CONNECT_TIMEOUT_S)
+        if not isinstance(reply, dict):
+            raise Unanswered("the reply cannot be read", may_retry=False)
+        return reply
+
     def close(self) -> None:
         """Nothing to do: it is here because a `Runner` has it."""
 
@@ -76,32 +111,52 @@ class RemoteRunner:
             if attempt:
                 time.sleep(_BACKOFF_S * 2**attempt)
             try:
-                status, reply = self._post(body)
-            except (OSError, http.client.HTTPException) as error:
-                cause = f"{type(error).__name__}: {error}"
-                continue
-            if status == 200:
-                try:
-                    return _verdicts(indices, json.loads(reply))
-                except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-                    cause = f"the reply cannot be read: {error}"
+                return _verdicts(indices, self._ask("POST", "/verify", body, self._timeout_s))
+            except Unanswered as error:
+                cause = str(error)
+                if not error.may_retry:
                     break
-            cause = f"HTTP {status}: {reply[:500].decode('utf-8', 'replace')}"
-            if status in _MISCONFIGURED:
-                raise VerifierError(
-                    f"The verifier at {self.url} refuses the request: {cause}",
-                    why="without it no response can be judged",
-                    fix="check the url and the token",
-                )
-            if status not in _RETRIED:
+            except _UNREADABLE as error:
+                cause = f"the reply cannot be read: {error}"
                 break
         fault = Verdict(None, Status.VERIFIER_FAULT, f"no verdict from {self.url}: {cause}")
         return dict.fromkeys(indices, fault)
 
-    def _post(self, body: bytes) -> tuple[int, bytes]:
-        connection = self._connection_class(self._host, self._port, timeout=self._timeout_s)
+    def _ask(self, method: str, path: str, body: bytes | None, timeout_s: float) -> Any:
+        """The JSON of the reply. Raises `Unanswered`, and `VerifierError` if the server refuses us."""
         try:
-            connection.request("POST", self._path, body, self._headers)
+            status, reply = self._exchange_bytes(method, path, body, timeout_s)
+        except (OSError, http.client.HTTPException) as error:
+            raise Unanswered(f"{type(error).__name__}: {error}", may_retry=True) from error
+        if status == 200:
+            try:
+                return json.loads(reply)
+            except (ValueError, RecursionError) as error:
+                raise Unanswered(f"the reply cannot be read: {error}", may_retry=False) from error
+        cause = f"HTTP {status}: {reply[:500].decode('utf-8', 'replace')}"
+        if status in _MISCONFIGURED:
+            raise VerifierError(
+                f"The verifier at {self.url} refuses the request: {cause}",
+                why="without it no response can be judged",
+                fix="check the url and the token",
+            )
+        raise Unanswered(cause, may_retry=status in _RETRIED)
+
+    def _exchange_bytes(self, method: str, path: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:
+        if self._tls is not None:
+            connection = http.client.HTTPSConnection(
+                self._host, self._port, timeout=CONNECT_TIMEOUT_S, context=self._tls
+            )
+        else:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_TIMEOUT_S)
+        try:
+            connection.connect()
+            connection.sock.settimeout(timeout_s)
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in _KEEPALIVE.items():
+                if hasattr(socket, name):
+                    connection.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            connection.request(method, self._path + path, body, self._headers)
             response = connection.getresponse()
             reply = response.read(MAX_REPLY_BYTES + 1)
         finally:

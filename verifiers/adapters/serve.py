@@ -7,7 +7,7 @@ whatever it is (`verifiers.rows`). GET /health answers ``{"status": "ok", "kind"
 
 A request needs Content-Length and Content-Type ``application/json`` (so that no web page can send one unasked), and
 with a token ``Authorization: Bearer TOKEN``. One request a connection; a client has `CLIENT_TIMEOUT_S` to send it.
-There is no encryption: beyond this machine, put it behind a proxy that has it.
+Without a certificate there is no encryption: beyond this machine, give one or put it behind a proxy that has it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ import hmac
 import ipaddress
 import json
 import socket
+import ssl
 import threading
 import time
+from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from verifiers.errors import ConfigError, VerifierError
-from verifiers.rows import RequestOf, grade, parse_row, result_of
-from verifiers.runner import Runner
+from verifiers.rows import Judge, RequestOf, grade, parse_row, result_of
 
 MAX_REQUEST_BYTES = 16 * 2**20
-MAX_CONNECTIONS = 64
+MAX_CONNECTIONS = 256
 CLIENT_TIMEOUT_S = 30.0
 DRAIN_S = 5.0
 _POLL_S = 0.1
@@ -44,19 +45,23 @@ class HttpError(Exception):
 class VerifierServer:
     """Serves `runner` from a thread of its own, from construction until `close`; the runner stays the caller's.
 
-    request_of: how a row of the runner's kind is read. port: 0 picks a free one; see `url`.
+    request_of: how a row of the runner's kind is read. port: 0 picks a free one; see `url`. tls: a server's context,
+    for https. info: what /health tells besides, and then only to who has the token.
     Raises `ConfigError` if the address cannot be used, or is open to other machines and there is no token.
     """
 
     def __init__(
         self,
-        runner: Runner,
+        runner: Judge,
         request_of: RequestOf,
         *,
         host: str = "127.0.0.1",
         port: int = 0,
         token: str | None = None,
         client_timeout_s: float = CLIENT_TIMEOUT_S,
+        max_request_bytes: int = MAX_REQUEST_BYTES,
+        tls: ssl.SSLContext | None = None,
+        info: Mapping[str, Any] | None = None,
     ):
         if token is None and not _is_loopback(host):
             raise ConfigError(
@@ -65,16 +70,20 @@ class VerifierServer:
                 fix="set a token in an environment variable and name it with --token-env, or serve on 127.0.0.1",
             )
         try:
-            self._server = _Server(runner, request_of, host, port, token, client_timeout_s)
+            self._server = _Server((host, port), runner, request_of, token, info)
         except (OSError, OverflowError) as error:
             raise ConfigError(f"Cannot listen on {host} port {port}: {error}.", where="--host, --port") from error
+        self._server.client_timeout_s = client_timeout_s
+        self._server.max_request_bytes = max_request_bytes
+        self._server.tls = tls
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="verifier-server")
         self._thread.start()
 
     @property
     def url(self) -> str:
         host, port = self._server.server_address[:2]
-        return f"http://[{host}]:{port}" if ":" in str(host) else f"http://{host}:{port}"
+        scheme = "http" if self._server.tls is None else "https"
+        return f"{scheme}://[{host}]:{port}" if ":" in str(host) else f"{scheme}://{host}:{port}"
 
     def close(self) -> None:
         """Take no more requests, and give those under way `DRAIN_S` to finish."""
@@ -95,18 +104,27 @@ class VerifierServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = MAX_CONNECTIONS
+    client_timeout_s = CLIENT_TIMEOUT_S
+    max_request_bytes = MAX_REQUEST_BYTES
+    tls: ssl.SSLContext | None = None
 
     def __init__(
-        self, runner: Runner, request_of: RequestOf, host: str, port: int, token: str | None, client_timeout_s: float
-    ):
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, port), _Handler)
-        self.runner, self.request_of, self.token = runner, request_of, token
-        self.client_timeout_s = client_timeout_s
+        self, address: tuple[str, int], runner: Judge, request_of: RequestOf, token: str | None,
+        info: Mapping[str, Any] | None,
+    ):  # fmt: skip
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, _Handler)
+        self.runner, self.request_of, self.token, self.info = runner, request_of, token, info
         self.local_only = token is None
         self._lock = threading.Lock()
         self._reading: dict[socket.socket, float] = {}  # connection -> when its client's time is up
         self.num_connections = 0
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        request, address = super().get_request()
+        if self.tls is not None:  # the handshake is for the connection's own thread: a client may take its time
+            request = self.tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        return request, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
@@ -167,12 +185,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _health(self) -> dict[str, Any]:
         if self.path != "/health":
             raise HttpError(HTTPStatus.NOT_FOUND, "there is GET /health and POST /verify")
-        return {"status": "ok", "kind": self.server.runner.kind}
+        if self.server.info is not None:
+            self._authorize()
+        return {"status": "ok", "kind": self.server.runner.kind, **(self.server.info or {})}
 
     def _verify(self) -> dict[str, Any]:
         if self.path != "/verify":
             raise HttpError(HTTPStatus.NOT_FOUND, "there is GET /health and POST /verify")
         self._authorize()
+        if self.headers.get_content_type() != "application/json" or "Content-Type" not in self.headers:
+            raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json")
         values = self._requests(self._body())
         rows = [parse_row(value, self.server.request_of) for value in values]
         try:
@@ -192,8 +214,6 @@ class _Handler(BaseHTTPRequestHandler):
         # A name that a web page made resolve to this machine is not how our clients call it.
         if self.server.local_only and not _is_loopback(_host_of(self.headers.get("Host") or "")):
             raise HttpError(HTTPStatus.FORBIDDEN, "without a token only this machine may ask, by a loopback address")
-        if self.headers.get_content_type() != "application/json" or "Content-Type" not in self.headers:
-            raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json")
 
     def _body(self) -> bytes:
         lengths = self.headers.get_all("Content-Length") or []
@@ -202,9 +222,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not (lengths[0].isascii() and lengths[0].isdigit() and len(lengths[0]) <= 20):
             raise HttpError(HTTPStatus.BAD_REQUEST, "Content-Length is not a number")
         length = int(lengths[0])
-        if length > MAX_REQUEST_BYTES:
-            raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {MAX_REQUEST_BYTES} bytes; send fewer "
-                            "requests at a time")  # fmt: skip
+        most = self.server.max_request_bytes
+        if length > most:
+            raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {most} bytes; send fewer requests at a time")
         self._body_taken = True
         body = self.rfile.read(length)
         if len(body) < length:
@@ -216,7 +236,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Read what a refused client still sends: closing before would reset the connection under our answer."""
         self.connection.shutdown(socket.SHUT_WR)
         length = self.headers.get("Content-Length") or ""
-        left = min(int(length), MAX_REQUEST_BYTES) if length.isascii() and length.isdigit() and len(length) < 20 else 0
+        left = (
+            min(int(length), self.server.max_request_bytes)
+            if length.isascii() and length.isdigit() and len(length) < 20
+            else 0
+        )
         while left > 0 and (chunk := self.rfile.read1(min(left, 2**16))):
             left -= len(chunk)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -44,11 +45,12 @@ class Ended(StrEnum):
 class Limits:
     """Of one run. timeout_s: CPU seconds, rounded up to whole ones (the wall-clock limit is twice that and one second,
     for a program that waits instead of computing). memory_mb: MiB of address space beyond what the loaded interpreter
-    takes. output_kb: KiB of output."""
+    takes. output_kb: KiB of output. max_wall_s: a lower wall-clock limit."""
 
     timeout_s: float = 5.0
     memory_mb: int = 1024
     output_kb: int = 4096
+    max_wall_s: float = math.inf
 
     @property
     def cpu_s(self) -> int:
@@ -56,7 +58,7 @@ class Limits:
 
     @property
     def wall_s(self) -> float:
-        return 2 * self.timeout_s + 1
+        return min(2 * self.timeout_s + 1, self.max_wall_s)
 
 
 @dataclass(frozen=True, slots=True)

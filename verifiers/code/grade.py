@@ -12,7 +12,7 @@ from verifiers.code.box import Ended, Outcome
 from verifiers.code.cases import AssertTests, FunctionTests, StdinTests
 from verifiers.code.compare import same_output, same_value
 from verifiers.code.inside import plain
-from verifiers.code.sandbox import Sandbox
+from verifiers.code.session import Session
 from verifiers.errors import BadGold
 from verifiers.verdict import Status
 
@@ -42,13 +42,13 @@ _PASSED = TestResult(Status.CORRECT)
 
 
 def grade_stdin(
-    sandbox: Sandbox, program: str, tests: StdinTests, tolerance: float, *, all_needed: bool
+    session: Session, program: str, tests: StdinTests, tolerance: float, *, all_needed: bool
 ) -> list[TestResult]:
     """One result a test that was run. With `all_needed` the first failure ends it; a test that runs into a limit always
     does, so that a program which hangs does so once."""
     results = []
     for text, expected in zip(tests.inputs, tests.outputs, strict=True):
-        outcome = sandbox.run_stdin(program, text)
+        outcome = session.run_stdin(program, text)
         results.append(_stdin_result(outcome, expected, tolerance))
         if not results[-1].passed and (all_needed or outcome.ended not in (Ended.FINISHED, Ended.ERROR)):
             break
@@ -64,14 +64,14 @@ def _stdin_result(outcome: Outcome, expected: str, tolerance: float) -> TestResu
     return TestResult(Status.WRONG, f"expected {_show(expected)}, got {_show(actual)}")
 
 
-def grade_functions(sandbox: Sandbox, program: str, tests: FunctionTests, tolerance: float) -> list[TestResult]:
+def grade_functions(session: Session, program: str, tests: FunctionTests, tolerance: float) -> list[TestResult]:
     """One result a call."""
-    outputs = tests.outputs if tests.outputs is not None else _reference_outputs(sandbox, tests)
+    outputs = tests.outputs if tests.outputs is not None else _reference_outputs(session, tests)
     second = tests.alternatives if tests.alternatives is not None else outputs
     tolerance = tolerance if tests.tolerance is None else max(tolerance, tests.tolerance)
     calls = [Call(tests.name, arguments, {}) for arguments in tests.arguments]
     results = []
-    for reply, *accepted in zip(_make_calls(sandbox, program, calls), outputs, second, strict=True):
+    for reply, *accepted in zip(_make_calls(session, program, calls), outputs, second, strict=True):
         if isinstance(reply, TestResult):
             results.append(reply)
         elif any(same_value(reply, expected, tolerance) for expected in accepted):
@@ -81,22 +81,22 @@ def grade_functions(sandbox: Sandbox, program: str, tests: FunctionTests, tolera
     return results
 
 
-def _reference_outputs(sandbox: Sandbox, tests: FunctionTests) -> tuple[Any, ...]:
+def _reference_outputs(session: Session, tests: FunctionTests) -> tuple[Any, ...]:
     calls = [Call(tests.name, arguments, {}) for arguments in tests.arguments]
-    replies = _make_calls(sandbox, tests.reference or "", calls, "judge")
+    replies = _make_calls(session, tests.reference or "", calls, "judge")
     failed = [reply for reply in replies if isinstance(reply, TestResult)]
     if failed:
         raise BadGold(f"The reference solution does not answer all inputs: {failed[0].words}.")
     return tuple(replies)
 
 
-def _make_calls(sandbox: Sandbox, program: str, calls: Sequence[Call], role: str = "program") -> list[Any]:
+def _make_calls(session: Session, program: str, calls: Sequence[Call], role: str = "program") -> list[Any]:
     """For each call the value it returned, or the `TestResult` of one that returned none."""
     try:
         frames = [call.frame() for call in calls]
     except plain.Unsupported as error:
         raise BadGold(f"A test's arguments cannot be sent to the program: {error}.") from error
-    outcome = sandbox.run_calls(program, frames, role=role)
+    outcome = session.run_calls(program, frames, role=role)
     decoder = plain.Decoder()
     replies = [_reply(decoder, line) for line in outcome.output.split(b"\n", len(calls))[: len(calls)] if line]
     missing = _ended(outcome) if outcome.ended is not Ended.FINISHED else TestResult(Status.WRONG, "no result")
@@ -115,24 +115,24 @@ def _reply(decoder: plain.Decoder, line: bytes) -> Any:
     return _raised(content)
 
 
-def grade_asserts(sandbox: Sandbox, program: str, tests: AssertTests) -> list[TestResult]:
+def grade_asserts(session: Session, program: str, tests: AssertTests) -> list[TestResult]:
     """One result a test. Tests that can be split are made of calls and judged here; the others, and those whose calls
     return what is not plain data, run beside the program in a sandbox of their own."""
     names, only_named = tests.candidate_names, bool(tests.given)
     parts = [None if tests.setup else split(test, names, only_named=only_named) for test in tests.tests]
-    results: list[TestResult | None] = _grade_split(sandbox, program, parts)
+    results: list[TestResult | None] = _grade_split(session, program, parts)
     rest = [i for i, result in enumerate(results) if result is None]
     if rest:
         header = {"given": tests.given, "setup": tests.setup, "tests": [tests.tests[i] for i in rest],
                   "candidate_names": list(tests.candidate_names)}  # fmt: skip
-        for i, result in zip(rest, _grade_apart(sandbox, program, header), strict=True):
+        for i, result in zip(rest, _grade_apart(session, program, header), strict=True):
             results[i] = result
     return [result for result in results if result is not None]
 
 
-def _grade_split(sandbox: Sandbox, program: str, parts: Sequence[SplitAssert | None]) -> list[TestResult | None]:
+def _grade_split(session: Session, program: str, parts: Sequence[SplitAssert | None]) -> list[TestResult | None]:
     calls = [call for part in parts if part is not None for call in part.calls]
-    replies = iter(_make_calls(sandbox, program, calls) if calls else ())
+    replies = iter(_make_calls(session, program, calls) if calls else ())
     results: list[TestResult | None] = []
     for part in parts:
         if part is None:
@@ -151,8 +151,8 @@ def _grade_split(sandbox: Sandbox, program: str, parts: Sequence[SplitAssert | N
     return results
 
 
-def _grade_apart(sandbox: Sandbox, program: str, header: dict[str, Any]) -> list[TestResult]:
-    steps, outcome = sandbox.run_judge(program, header)
+def _grade_apart(session: Session, program: str, header: dict[str, Any]) -> list[TestResult]:
+    steps, outcome = session.run_judge(program, header)
     count = len(header["tests"])
     if any(kind == "unsupported" for kind, _ in steps):
         raise BadGold(next(words for kind, words in steps if kind == "unsupported"))

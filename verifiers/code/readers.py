@@ -57,6 +57,8 @@ def _stdin(inputs: Any, outputs: Any) -> StdinTests:
     texts = [tuple("\n".join(map(str, item)) if isinstance(item, list) else _text(item) for item in part)
              for part in (inputs, outputs)]  # fmt: skip
     _require_pairs(*texts)
+    for text in texts[0]:
+        text.encode("utf-8", "surrogateescape")  # raises for what cannot be written to a program's standard input
     return StdinTests(*texts)
 
 

@@ -1,4 +1,4 @@
-"""`Sandbox`: runs programs behind walls that were attacked before they are trusted.
+"""`Sandbox`: processes that run programs (see `session`) behind walls that were attacked before they are trusted.
 
 The trainer starts one launcher, the launcher one zygote a lane, a zygote one clone a run. A lane serves one thread; its
 second zygote, for tests that cannot be split, is started when one comes.
@@ -6,7 +6,6 @@ second zygote, for tests that cannot be split, is started when one comes.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -18,12 +17,11 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from verifiers.code import selftest, walls
-from verifiers.code.box import Box, Ended, Launcher, Limits, Outcome, Run, SandboxFault
+from verifiers.code.box import Box, Launcher, Limits, SandboxFault
 from verifiers.code.inside import scratch
 from verifiers.code.syscalls import AUDIT_ARCH
 from verifiers.code.walls import Tier
@@ -31,7 +29,6 @@ from verifiers.errors import VerifierError
 
 T = TypeVar("T")
 RUNS_PER_ZYGOTE = 1_000
-_ASK = b'{"ask": '
 _LOG = logging.getLogger(__name__)
 _CHOICES = (
     "run where user namespaces or Landlock work (a Linux host or virtual machine; in Docker: --security-opt "
@@ -41,13 +38,14 @@ _CHOICES = (
 
 
 class Sandbox:
-    """Programs run here. Thread safe; a forked child starts processes of its own on first use.
+    """Programs run here, through a `Session`. Thread safe; a forked child starts processes of its own on first use.
 
     workers: zygotes, and so programs that run at one time. packages: import names of what programs may import besides
     the standard library. isolation: "auto" (the strongest tier that works), or the tier to insist on. key: for
     messages.
 
-    Raises `VerifierError` where no tier works, naming what is missing.
+    Raises `VerifierError` where no tier works, naming what is missing. `tier` is the one it has, `reasons` why it has
+    not a stronger one.
     """
 
     def __init__(
@@ -65,7 +63,7 @@ class Sandbox:
         self._packages = walls.find_packages(packages, key)
         self._bubblewrap = walls.find_bubblewrap()
         self._lock = threading.Lock()
-        self._closed = False
+        self.closed = False
         self._reset()
         self.tier = self._choose_tier([Tier(isolation)] if isolation != "auto" else [Tier.NAMESPACES, Tier.LANDLOCK])
         if self.tier is Tier.UNSAFE:
@@ -73,44 +71,12 @@ class Sandbox:
         _LOG.info("sandbox tier: %s", self.tier)
         _SANDBOXES.add(self)
 
-    # --- what can be run
-
-    def run_stdin(self, program: str, stdin: str) -> Outcome:
-        """A fresh run of a whole program."""
-        data = stdin.encode("utf-8", "surrogateescape")
-
-        def job(lane: _Lane) -> Outcome:
-            with Run(lane.box(), {"kind": "stdin"}, self.limits, source=program, stdin=data) as run:
-                return _finish(run)
-
-        return self._with_lane(job)
-
-    def run_calls(self, program: str, frames: Sequence[str], *, role: str = "program") -> Outcome:
-        """One run that makes the calls, frames of `inside.plain` with [operation, arguments, keywords]; its output has
-        one line a call. role: "judge" for a reference solution, whose zygote no program of a model shares."""
-
-        def job(lane: _Lane) -> Outcome:
-            header = {"kind": "calls", "keep_objects": False}
-            with Run(lane.box(role), header, self.limits, source=program) as run:
-                run.send("".join(frame + "\n" for frame in frames).encode())
-                run.close_input()
-                return _finish(run)
-
-        return self._with_lane(job)
-
-    def run_judge(self, program: str, header: dict[str, Any]) -> tuple[list[tuple[str, str]], Outcome]:
-        """Tests that cannot be split, in a run of their own (header: see `inside.judge`), against the program in
-        another. One (outcome, words) a step that was reached; and how the run ended that ended before its time, if one
-        did. The tests' own run has twice the limits, so that a program that is slow runs into its own. If it ends early
-        all the same, what the program answered is to blame: the tests hold with a right one."""
-        return self._with_lane(lambda lane: _relay(lane, program, header, self.limits))
-
     # --- processes
 
     def close(self) -> None:
         """End every process. Runs under way in other threads raise RuntimeError."""
         with self._lock:
-            self._closed = True
+            self.closed = True
             launcher, self._launcher = self._launcher, None
         self._detach_finalizer()
         if launcher is not None:
@@ -127,7 +93,7 @@ class Sandbox:
     def start_box(self, tier: Tier) -> Box:
         """A zygote of this tier."""
         with self._lock:
-            if self._closed:
+            if self.closed:
                 raise RuntimeError("this sandbox is closed")
             launcher, folder = self._ensure_launcher()
             self.counters["zygotes"] += 1
@@ -141,7 +107,7 @@ class Sandbox:
         return box
 
     def _choose_tier(self, tiers: Sequence[Tier]) -> Tier:
-        reasons = []
+        self.reasons = reasons = list[str]()
         for tier in tiers:
             try:
                 reason = self._try_tier(tier)
@@ -193,8 +159,8 @@ class Sandbox:
         self._launcher: Launcher | None = None
         self._folder = Path()
         self._finalizer: weakref.finalize[Any, Any] | None = None
-        self._lanes: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
-        self._all_lanes = [_Lane(self) for _ in range(self.workers)]
+        self._lanes: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+        self._all_lanes = [Lane(self) for _ in range(self.workers)]
         for lane in self._all_lanes:
             self._lanes.put(lane)
 
@@ -209,21 +175,21 @@ class Sandbox:
         self._reset()
 
     @contextmanager
-    def _lane(self) -> Iterator[_Lane]:
+    def _lane(self) -> Iterator[Lane]:
         lane = self._lanes.get()
         try:
             yield lane
         finally:
             self._lanes.put(lane)
 
-    def _with_lane(self, job: Callable[[_Lane], T]) -> T:
+    def with_lane(self, job: Callable[[Lane], T]) -> T:
         """Do it, and once more with a fresh zygote if the sandbox fails. Raises `SandboxFault` if it fails again."""
         with self._lane() as lane:
             self._count("runs")
             try:
                 return job(lane)
             except SandboxFault:
-                if self._closed:
+                if self.closed:
                     lane.abandon()
                     raise RuntimeError("this sandbox is closed") from None
                 self._count("retries")
@@ -239,7 +205,7 @@ class Sandbox:
             self.counters[event] += 1
 
 
-class _Lane:
+class Lane:
     """A zygote for programs and, once needed, one for judges."""
 
     def __init__(self, sandbox: Sandbox):
@@ -264,46 +230,6 @@ class _Lane:
         for box in self._boxes.values():
             box.abandon()
         self._boxes.clear()
-
-
-def _finish(run: Run) -> Outcome:
-    outcome = run.finish()
-    if outcome.ended is Ended.FAULT:
-        raise SandboxFault(outcome.note)
-    return outcome
-
-
-def _relay(lane: _Lane, program: str, header: dict[str, Any], limits: Limits) -> tuple[list[tuple[str, str]], Outcome]:
-    """Carry questions from the judge's run to the program's and answers back. Neither ever sees the other."""
-    kept = {"kind": "calls", "keep_objects": True}
-    with (
-        Run(lane.box("judge"), {"kind": "judge", **header}, replace(limits, timeout_s=2 * limits.timeout_s)) as judge,
-        Run(lane.box(), kept, limits, source=program) as candidate,
-    ):
-        steps, gone = _carry(judge, candidate, 1 + len(header["tests"]))
-        judge.kill()
-        if not gone:
-            candidate.kill()
-        judged, outcome = _finish(judge), _finish(candidate)
-    return steps, outcome if gone else judged
-
-
-def _carry(judge: Run, candidate: Run, count: int) -> tuple[list[tuple[str, str]], bool]:
-    """The steps that were judged, and whether the candidate ended before."""
-    steps: list[tuple[str, str]] = []
-    while len(steps) < count and (line := judge.read_line()) is not None:
-        if line.startswith(_ASK):
-            candidate.send(line.removeprefix(_ASK).removesuffix(b"}") + b"\n")
-            answer = candidate.read_line()
-            if answer is None:
-                return steps, True
-            judge.send(answer + b"\n")
-        else:
-            kind, words = json.loads(line)["done"]
-            steps.append((kind, words))
-            if len(steps) == 1 and kind != "passed":  # the tests' setup
-                break
-    return steps, False
 
 
 def _require_linux(key: str) -> None:

@@ -1,10 +1,13 @@
 """Verdicts of the kind `code`: statuses, partial credit, extraction, the forms of tests."""
 
+import time
+
 import pytest
 
-from verifiers import BadGold, ConfigError, Status, VerifierError, VerifyRequest
+from verifiers import ConfigError, Status, VerifierError, VerifyRequest
 from verifiers.code.compare import same_output, same_value
 from verifiers.code.verifier import CodeVerifier
+from verifiers.errors import NoReference
 from verifiers.options import parse_options
 
 SQUARES = {"type": "stdin_stdout", "inputs": ["3\n", "7\n", "12\n"], "outputs": ["9\n", "49\n", "144\n"]}
@@ -20,8 +23,7 @@ def verdict_of(verifier, program, gold):
 def with_options(verifier, **changes):
     """The same sandbox under other options."""
     other = object.__new__(CodeVerifier)
-    other.options = verifier.options.model_copy(update=changes)
-    other.sandbox = verifier.sandbox
+    other.__dict__.update(verifier.__dict__, options=verifier.options.model_copy(update=changes))
     return other
 
 
@@ -244,7 +246,7 @@ def test_gold_response_is_the_reference_in_a_fence(verifier):
     judged = with_options(verifier, program="fenced")
     response = judged.gold_response(F, {"solution": "def f(x): return x * x"})
     assert verdict_of(judged, response, F).score == 1.0
-    with pytest.raises(BadGold, match="no reference solution"):
+    with pytest.raises(NoReference, match="no reference solution"):
         judged.gold_response(F, {})
 
 
@@ -254,3 +256,23 @@ def test_wrong_options_are_named():
             parse_options(CodeVerifier.Options, options, key="verifier")
     with pytest.raises(VerifierError, match="no_such_package"):
         CodeVerifier(CodeVerifier.Options(packages=["no_such_package"]))
+
+
+SLEEPER = "import time\ntime.sleep(float(input()))\nprint(7)"
+
+
+def test_a_batch_ends_at_its_deadline_and_what_is_left_has_no_score(tier):
+    options = CodeVerifier.Options(isolation=tier, packages=[], batch_timeout_s=2.0)
+    verifier = CodeVerifier(options, timeout_s=5.0, workers=2)
+    fast, slow = ({"type": "stdin_stdout", "inputs": [s], "outputs": ["7"]} for s in ("0", "9"))
+    started = time.monotonic()
+    verdicts = verifier.verify_many([VerifyRequest(SLEEPER, gold) for gold in (fast, slow, slow, slow, fast)])
+    assert time.monotonic() - started < 4.0
+    assert [(v.status, v.score) for v in verdicts] == [(Status.CORRECT, 1.0)] + [(Status.TIMEOUT, None)] * 4
+    assert "time for the batch" in verdicts[1].evidence
+    assert verifier.verify_many([VerifyRequest(SLEEPER, fast)])[0].score == 1.0  # the next batch has its own
+    verifier.close()
+
+
+def test_the_evidence_names_the_tier(verifier, tier):
+    assert verdict_of(verifier, "print(int(input()) ** 2)", SQUARES).evidence.startswith(f"tier {tier}; the whole text")

@@ -19,10 +19,15 @@ from verifiers import Status, VerifierError, VerifyRequest
 from verifiers.code import selftest, walls
 from verifiers.code.box import Ended
 from verifiers.code.sandbox import Sandbox
+from verifiers.code.session import Session
 from verifiers.code.verifier import CodeVerifier
 from verifiers.code.walls import Tier
 
 ECHO = {"type": "stdin_stdout", "inputs": ["7"], "outputs": ["7"]}
+
+
+def runs(sandbox):
+    return Session(sandbox, sandbox.limits)
 
 
 def processes_of(parent):
@@ -67,17 +72,17 @@ def test_closing_leaves_no_process_no_file_and_no_descriptor(tier):
     before = sandbox_processes(), sandbox_folders(), len(os.listdir("/proc/self/fd"))
     sandbox = Sandbox(isolation=tier, workers=2, packages=())
     program = "import os\nos.makedirs('a/b')\nopen('a/b/c', 'w').write('x' * 9999)\nprint(input())"
-    threads = [threading.Thread(target=sandbox.run_stdin, args=(program, "7\n")) for _ in range(4)]
+    threads = [threading.Thread(target=runs(sandbox).run_stdin, args=(program, "7\n")) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    sandbox.run_judge("def f(x): return x", {"given": "", "setup": "", "tests": ["f(1)"], "candidate_names": []})
+    runs(sandbox).run_judge("def f(x): return x", {"given": "", "setup": "", "tests": ["f(1)"], "candidate_names": []})
     assert len(sandbox_processes()) > len(before[0])
     sandbox.close()
     assert (sandbox_processes(), sandbox_folders(), len(os.listdir("/proc/self/fd"))) == before
     with pytest.raises(RuntimeError, match="closed"):
-        sandbox.run_stdin(program, "7\n")
+        runs(sandbox).run_stdin(program, "7\n")
 
 
 def test_many_runs_leave_memory_and_descriptors_as_they_were(sandbox):
@@ -86,7 +91,7 @@ def test_many_runs_leave_memory_and_descriptors_as_they_were(sandbox):
 
     def run():
         for _ in range(50):
-            assert sandbox.run_stdin("print(input() * 20000)", "7\n").ended is Ended.FINISHED
+            assert runs(sandbox).run_stdin("print(input() * 20000)", "7\n").ended is Ended.FINISHED
 
     run()
     before, descriptors = resident_mb(), len(os.listdir("/proc/self/fd"))
@@ -105,9 +110,9 @@ for i in range(300):
 os.chmod
 print('made')
 """
-    outcome = sandbox.run_stdin(program, "")
+    outcome = runs(sandbox).run_stdin(program, "")
     assert outcome.ended in (Ended.FINISHED, Ended.OUTPUT_LIMIT)
-    assert sandbox.run_stdin("import os\nprint(sorted(os.listdir('.')))", "").output == b"['.stdin']\n"
+    assert runs(sandbox).run_stdin("import os\nprint(sorted(os.listdir('.')))", "").output == b"['.stdin']\n"
 
 
 def test_a_trainer_killed_in_mid_run_leaves_nothing(tier):
@@ -115,7 +120,8 @@ def test_a_trainer_killed_in_mid_run_leaves_nothing(tier):
         "import sys; from verifiers.code.sandbox import Sandbox\n"
         f"s = Sandbox(isolation={tier!r}, workers=1, packages=())\n"
         "print(s._folder, flush=True)\n"
-        "s.run_stdin('while True: pass', '')"
+        "from verifiers.code.session import Session\n"
+        "Session(s, s.limits).run_stdin('while True: pass', '')"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     trainer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
@@ -135,7 +141,7 @@ def test_a_zygote_killed_in_mid_run_costs_one_retry(tier):
     with_retry = Sandbox(isolation=tier, workers=1, packages=())
     outcomes = []
     program = "import time\ntime.sleep(1)\nprint(input())"
-    thread = threading.Thread(target=lambda: outcomes.append(with_retry.run_stdin(program, "7\n")))
+    thread = threading.Thread(target=lambda: outcomes.append(runs(with_retry).run_stdin(program, "7\n")))
     thread.start()
     launcher = with_retry._launcher._process.pid
 
@@ -153,24 +159,24 @@ def test_a_zygote_killed_in_mid_run_costs_one_retry(tier):
 
 def test_a_launcher_that_dies_is_replaced(tier):
     sandbox = Sandbox(isolation=tier, workers=1, packages=())
-    sandbox.run_stdin("print(1)", "")
+    runs(sandbox).run_stdin("print(1)", "")
     family = {sandbox._launcher._process.pid, *processes_of(sandbox._launcher._process.pid)}
     sandbox._launcher._process.kill()
-    assert sandbox.run_stdin("print(1)", "").output == b"1\n"
+    assert runs(sandbox).run_stdin("print(1)", "").output == b"1\n"
     assert sandbox.counters["retries"] == 1
     until(lambda: not any(is_running(pid) for pid in family))
     sandbox.close()
 
 
 def test_a_forked_child_starts_processes_of_its_own(sandbox):
-    assert sandbox.run_stdin("print(1)", "").output == b"1\n"
+    assert runs(sandbox).run_stdin("print(1)", "").output == b"1\n"
     pid = os.fork()
     if pid == 0:
-        right = sandbox.run_stdin("print(2)", "").output == b"2\n"
+        right = runs(sandbox).run_stdin("print(2)", "").output == b"2\n"
         sandbox.close()
         os._exit(0 if right else 1)
     assert os.waitpid(pid, 0)[1] == 0
-    assert sandbox.run_stdin("print(3)", "").output == b"3\n"
+    assert runs(sandbox).run_stdin("print(3)", "").output == b"3\n"
 
 
 def test_zygotes_are_recycled(tier, monkeypatch):
@@ -178,7 +184,7 @@ def test_zygotes_are_recycled(tier, monkeypatch):
     sandbox = Sandbox(isolation=tier, workers=1, packages=())
     started = sandbox.counters["zygotes"]
     for _ in range(5):
-        assert sandbox.run_stdin("print(1)", "").output == b"1\n"
+        assert runs(sandbox).run_stdin("print(1)", "").output == b"1\n"
     assert sandbox.counters["zygotes"] - started == 3
     sandbox.close()
 
@@ -264,13 +270,14 @@ import json, sys
 sys.path[:0] = json.loads(sys.argv[1])
 from test_processes import deny
 from verifiers.code.sandbox import Sandbox
+from verifiers.code.session import Session
 from verifiers.errors import VerifierError
 denied = json.loads(sys.argv[2])
 isolation = "unsafe" if [0, 0] in denied else "auto"
 deny(*[call for call in denied if call != [0, 0]])
 try:
     sandbox = Sandbox(isolation=isolation, workers=1, packages=())
-    assert sandbox.run_stdin("print(1)", "").output == b"1\\n"
+    assert Session(sandbox, sandbox.limits).run_stdin("print(1)", "").output == b"1\\n"
     print(json.dumps({"tier": sandbox.tier}))
     sandbox.close()
 except VerifierError as error:
