@@ -11,12 +11,12 @@ import torch
 from benchmarks.worker import peak_mb
 from benchmarks.workload import recipe
 from rollout.engine import Prompt, SamplingParams
+from rollout.models import DTYPES, load_policy
 from rollout.torch_engine import TorchEngine
 from rollout.trajectory import Trajectory
 from trainer.advantages.base import ADVANTAGES, AdvantageInputs
 from trainer.config import Config
 from trainer.learner import Learner, TrainingBatch
-from trainer.models import DTYPES, load_policy
 from verifiers.options import parse_options
 
 

@@ -19,12 +19,12 @@ from torch import Tensor
 from benchmarks.report import Report, progress, show, spread, table
 from benchmarks.worker import peak_mb, run_worker
 from benchmarks.workload import recipe
+from rollout.models import load_policy
 from rollout.packing import PackedBatch
 from rollout.trajectory import Finish, Trajectory
 from trainer.advantages.base import ADVANTAGES, AdvantageInputs
 from trainer.config import Config
 from trainer.learner import Learner, TokenLoss, TrainingBatch
-from trainer.models import load_policy
 from verifiers.options import parse_options
 
 # objective -> overrides of the recipe

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.worker import peak_mb, resident_mb
 from benchmarks.workload import recipe
+from rollout.models import load_policy
 from rollout.packing import PackedBatch
 from trainer.learner import Learner
-from trainer.models import load_policy
 from trainer.objective import sequence_weights
 from trainer.preflight import Demonstration
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from data import Example, encode, load_examples, render
+from rollout.models import load_tokenizer
 from trainer.compose import load_recipe
 from trainer.config import Config
-from trainer.models import load_tokenizer
 
 RECIPE = "smollm2_mawps"
 

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from data.example import Example
-from prm.signal import SOURCES, Signal, SourceContext
+from prm.signal import SOURCES, Signal, Source, SourceContext
 from rollout.trajectory import Finish, Trajectory
-from verifiers.options import Options
+from verifiers.options import Options as BaseOptions
 from verifiers.verdict import Status, Verdict, VerifyRequest
 
 TRUNCATED = Verdict(0.0, Status.TRUNCATED, "the response hit the token limit")
 
 
 @SOURCES.register("rule")
-class RuleSource:
+class RuleSource(Source):
     """outcome = the verdict's score; a fault (score None) becomes NaN, so that the trajectory leaves its group.
 
     Labels: ``verdict`` holds the `Verdict` of each trajectory.
     """
 
-    class Options(Options):
+    class Options(BaseOptions):
         """truncated: `wrong` gives a response that hit the token limit 0 without asking the verifier; `judge` asks."""
 
         truncated: Literal["wrong", "judge"] = "wrong"
 
     def __init__(self, options: RuleSource.Options, context: SourceContext):
-        self.options, self.runner = options, context.runner
+        super().__init__(options, context)
+        self.runner = context.runner
 
     def start(self, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> Callable[[], Signal]:
         """Hand the responses to the verifier and return at once; the function returned waits for the verdicts."""
@@ -51,15 +52,3 @@ class RuleSource:
 
     def score(self, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> Signal:
         return self.start(trajectories, examples)()
-
-    def learn(self, trajectories: Sequence[Trajectory], signal: Signal) -> dict[str, float]:
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass

@@ -1,23 +1,28 @@
-"""`Signal` and `RewardSource`: how every reward, ruled or learned, reaches the trainer.
+"""`Signal` and `Source`: how every reward, ruled or learned, reaches the trainer.
 
 Shapes: N trajectories; T_i response tokens of trajectory i.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from data.example import Example
+from rollout.engine import Prompt, SamplingParams
 from rollout.trajectory import Trajectory
+from verifiers.options import Options as BaseOptions
 from verifiers.registry import Registry
 from verifiers.runner import Runner
-from verifiers.verdict import Verdict
+from verifiers.verdict import Status, Verdict
+
+if TYPE_CHECKING:
+    from prm.cotrained import CoTrained, ModelSetup
 
 
 @dataclass(slots=True)
@@ -27,32 +32,58 @@ class Signal:
     outcome_N: float32 [N], NaN = not judged (the trajectory leaves its group).
     token_reward: None, or one float32 tensor [T_i] a trajectory (dense process reward).
     token_weight: None, or one float32 tensor [T_i] a trajectory (multiplies the advantage).
+    token_label: None, or one int64 tensor [T_i] a trajectory: classes of tokens for an estimator that knows them.
     labels: lists of N values for the records and the report, by name.
+    metrics: the source's own health in this step.
     """
 
     outcome_N: Tensor
     token_reward: list[Tensor] | None = None
     token_weight: list[Tensor] | None = None
+    token_label: list[Tensor] | None = None
     labels: dict[str, list[Any]] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def silent(count: int) -> Signal:
+        """Of a source that has nothing to say (yet): an outcome of 0 for all."""
+        return Signal(torch.zeros(count))
 
     def select(self, index: Sequence[int]) -> Signal:
         """The same signal for a subset of the trajectories, in the order of `index`."""
+
+        def of(tensors: list[Tensor] | None) -> list[Tensor] | None:
+            return None if tensors is None else [tensors[i] for i in index]
+
         return Signal(
             self.outcome_N[torch.as_tensor(index, dtype=torch.long)],
-            None if self.token_reward is None else [self.token_reward[i] for i in index],
-            None if self.token_weight is None else [self.token_weight[i] for i in index],
+            of(self.token_reward),
+            of(self.token_weight),
+            of(self.token_label),
             {name: [values[i] for i in index] for name, values in self.labels.items()},
+            self.metrics,
         )
 
     @staticmethod
     def concat(signals: Sequence[Signal]) -> Signal:
-        """One signal for the trajectories of several, all from the same source."""
+        """One signal for the trajectories of several, all from the same source. Metrics: the mean over those that give
+        them."""
         first = signals[0]
+
+        def of(field_name: str) -> list[Tensor] | None:
+            if getattr(first, field_name) is None:
+                return None
+            return [tensor for s in signals for tensor in getattr(s, field_name) or []]
+
+        names = dict.fromkeys(name for s in signals for name in s.metrics)
+        values = {name: [s.metrics[name] for s in signals if name in s.metrics] for name in names}
         return Signal(
             torch.cat([s.outcome_N for s in signals]),
-            None if first.token_reward is None else [t for s in signals for t in s.token_reward or []],
-            None if first.token_weight is None else [t for s in signals for t in s.token_weight or []],
+            of("token_reward"),
+            of("token_weight"),
+            of("token_label"),
             {name: [v for s in signals for v in s.labels[name]] for name in first.labels},
+            {name: sum(v) / len(v) for name, v in values.items()},
         )
 
 
@@ -61,41 +92,109 @@ def verdicts_in(signals: Sequence[Signal]) -> list[Verdict]:
     return next((s.labels["verdict"] for s in signals if "verdict" in s.labels), [])
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The trajectories of a step that are trained on, whole groups in order, with what the judging sources said.
+
+    outcome_N: the weighted sum of their outcomes; never NaN. verdicts: of the rule source, [] without one.
+    step: optimizer rounds done before this one, from 0.
+    """
+
+    trajectories: list[Trajectory]
+    examples: list[Example]
+    outcome_N: Tensor
+    verdicts: list[Verdict]
+    step: int
+
+    @property
+    def group_N(self) -> Tensor:
+        return torch.tensor([t.group for t in self.trajectories], dtype=torch.long)
+
+    @property
+    def length_N(self) -> Tensor:
+        return torch.tensor([t.num_response_tokens for t in self.trajectories], dtype=torch.long)
+
+    @property
+    def correct_N(self) -> Tensor:
+        """bool [N]: what the verifier said; without verdicts, an outcome above 0."""
+        if not self.verdicts:
+            return self.outcome_N > 0
+        return torch.tensor([v.status is Status.CORRECT for v in self.verdicts], dtype=torch.bool)
+
+
+# (prompts, samples a prompt, sampling, seed) -> trajectories of the present policy, by group, then sample
+Generate = Callable[[Sequence[Prompt], int, SamplingParams, int], list[Trajectory]]
+
+
 @dataclass(slots=True)
 class SourceContext:
-    """What a source may use: the recipe's verifier, the policy's tokenizer, the device, the run's seed."""
+    """What a source may use: the recipe's verifier, the policy's tokenizer, the device, the run's seed; how models
+    beside the policy are made (`CoTrained(context.models, ...)`); and the policy itself, through the engine."""
 
     runner: Runner
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     seed: int
+    models: ModelSetup
+    generate: Generate
+    max_response_tokens: int
 
 
-@runtime_checkable
-class RewardSource(Protocol):
-    """A rule verifier, an implicit PRM, a judge over HTTP, a VerifyRM: all of them are this.
+class Source:
+    """A reward source: a rule verifier, an implicit PRM, a judge over HTTP, a VerifyRM. Subclass and register it (or
+    name it as ``package.module:Class``, or announce it as an entry point of the group ``assay.reward_sources``).
 
-    A source is built as ``Source(options, context)``; `options` is an instance of its nested pydantic model `Options`
-    (so a recipe's typos are caught before compute) and `context` a `SourceContext`.
+    It is built as ``Class(options, context)``; `options` is an instance of its nested pydantic model `Options`, so that
+    a recipe's typos are caught before compute.
 
-    A source that judges elsewhere may also have ``start(trajectories, examples) -> Callable[[], Signal]``, which
-    returns at once: the loop calls it with each group as soon as it is generated, and the functions it returned when
-    all are. Sources without it are asked with `score` when all groups are generated.
+    phase: ``judge`` sources say what a response is worth, by `score`, before it is decided which groups are trained
+    on; ``credit`` sources say how that is spread over the tokens, by `credit`, for the kept trajectories only and
+    knowing the outcomes.
     """
 
+    phase: ClassVar[Literal["judge", "credit"]] = "judge"
+
+    class Options(BaseOptions):
+        pass
+
+    def __init__(self, options: Any, context: SourceContext):
+        self.options, self.context = options, context
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Called once, before the first step, with the policy's weights after the warm start (plain Hugging Face
+        names). Models that begin as the policy copy them."""
+
     def score(self, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> Signal:
-        """Judge trajectories[i], an answer to examples[i]. Never raises for what a model wrote."""
-        ...
+        """Phase judge: judge trajectories[i], an answer to examples[i]. Never raises for what a model wrote.
 
-    def learn(self, trajectories: Sequence[Trajectory], signal: Signal) -> dict[str, float]:
-        """Co-train on what was kept. Sources that do not learn return {}."""
-        ...
+        A source that judges elsewhere may also have ``start(trajectories, examples) -> Callable[[], Signal]``, which
+        returns at once: the loop calls it with each group as soon as it is generated, and the functions it returned
+        when all are. Sources without it are asked with `score` when all groups are generated.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has phase {self.phase} and no method for it")
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def credit(self, kept: Kept) -> Signal:
+        """Phase credit: process reward, weights or labels for the tokens. An outcome other than 0 is added to the
+        reward; NaN is not allowed here: what cannot be judged stays without credit, and is counted in `metrics`."""
+        raise NotImplementedError(f"{type(self).__name__} has phase {self.phase} and no method for it")
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def learn(self, kept: Kept, signal: Signal) -> dict[str, float]:
+        """Co-train on what was kept, after the policy's update; metrics. `signal`: what it said about them."""
+        return {}
 
-    def close(self) -> None: ...
+    def models(self) -> dict[str, CoTrained]:
+        """Its models by name: they are in every checkpoint with their optimizers, and are exported with it."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step depends on beside `models`: plain data and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
-SOURCES: Registry[type] = Registry("reward source", "prm")
+SOURCES: Registry[type[Source]] = Registry("reward source", "prm", entry_points="assay.reward_sources")

@@ -93,6 +93,25 @@ def pack(sequences: Sequence[TokenSequence], max_tokens: int, device: torch.devi
     return [_pack_one(sequences, bin_, device) for bin_ in first_fit_decreasing(lengths, max_tokens)]
 
 
+class Packer:
+    """`pack` that remembers its last calls, so that the policy and the models beside it share one packing of a step."""
+
+    def __init__(self, remembered: int = 4):
+        self._remembered = remembered
+        # the sequences are held, so that an id cannot pass to another object
+        self._packed: dict[tuple, tuple[list[TokenSequence], list[PackedBatch]]] = {}
+
+    def pack(
+        self, sequences: Sequence[TokenSequence], max_tokens: int, device: torch.device | str
+    ) -> list[PackedBatch]:
+        key = (tuple(id(s) for s in sequences), max_tokens, str(device))
+        if key not in self._packed:
+            while len(self._packed) >= self._remembered:
+                del self._packed[next(iter(self._packed))]
+            self._packed[key] = (list(sequences), pack(sequences, max_tokens, device))
+        return self._packed[key][1]
+
+
 def _pack_one(sequences: Sequence[TokenSequence], index: list[int], device: torch.device | str) -> PackedBatch:
     ids: list[int] = []
     position: list[int] = []

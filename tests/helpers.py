@@ -6,6 +6,7 @@ import copy
 import math
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,13 +24,19 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import data
+import trainer.train
+import trainer.weigh
+from prm.cotrained import ModelSetup
+from prm.signal import SourceContext
 from rollout.engine import Prompt
+from rollout.models import load_policy
 from rollout.torch_engine import TorchEngine
 from rollout.trajectory import Finish, Trajectory
+from trainer.collect import Rollouts
 from trainer.config import Config
 from trainer.learner import Learner, TrainingBatch
-from trainer.models import load_policy
 from verifiers.options import parse_options
+from verifiers.runner import Runner
 
 CPU = torch.device("cpu")
 CHAR_TOKENIZER = Path(data.__file__).parent / "assets" / "char_tokenizer"
@@ -92,6 +99,25 @@ def make_config(overrides: dict[str, Any] | None = None) -> Config:
             node = node.setdefault(part, {})
         node[last] = value
     return parse_options(Config, values)
+
+
+def model_setup(config: Config) -> ModelSetup:
+    return trainer.train.model_setup(config, CPU)
+
+
+def source_context(runner: Runner, config: Config | None = None, generate: Any = None) -> SourceContext:
+    """For a reward source on its own; `generate` stands for the policy where a source samples from it."""
+    config = config or make_config()
+    return SourceContext(runner, tokenizer(), CPU, config.seed, model_setup(config), generate,
+                         config.rollout.max_response_tokens)  # fmt: skip
+
+
+def weigh(session: Any, rollouts: Rollouts) -> tuple[TrainingBatch, dict[str, float]]:
+    """The trainer's `weigh` of what judging sources said (those of a stand-in session need not exist)."""
+    if not hasattr(session, "sources"):
+        session.sources = [SimpleNamespace(phase="judge") for _ in session.config.sources]
+    signals = [s.select(rollouts.kept) for s in rollouts.signals]
+    return trainer.weigh.weigh(session, rollouts.what_is_kept(0), signals)
 
 
 def sharpen(model: nn.Module, seed: int = 1, scale: float = 0.15) -> nn.Module:

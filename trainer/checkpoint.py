@@ -4,6 +4,7 @@
         meta.json     step, metrics; written last but one, so a folder without it is not a checkpoint
         state.pt      optimizer, schedule position, RNGs, sampler, sources, evaluation history (tensors and plain data)
         critic/       the same of the critic, if there is one: a token classification model with one label
+        sources/      the same of every model of a reward source: NAME OF THE SOURCE/NAME OF THE MODEL/
         hf/           config, tokenizer and weights in safetensors, in the master dtype; LoRA merged
 
 A checkpoint is written under a temporary name, flushed to disk and renamed: it is there whole or not at all.
@@ -17,6 +18,7 @@ import json
 import random
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -28,7 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from trainer.critic import Critic
+from prm.cotrained import CoTrained
 from trainer.learner import Learner
 from trainer.records import fsync_path
 from verifiers.errors import RunError
@@ -74,10 +76,10 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerBase,
     state: dict[str, Any],
     meta: dict[str, Any],
-    critic: Critic | None = None,
+    models: Mapping[str, CoTrained] | None = None,
 ) -> Path:
-    """Write `folder`/step-XXXXXX. `state` is everything outside the learner. Raises `RunError` on a full disk, leaving
-    the older checkpoints as they were."""
+    """Write `folder`/step-XXXXXX. `state` is everything outside the learner and `models` (by folder). Raises
+    `RunError` on a full disk, leaving the older checkpoints as they were."""
     final = folder / f"step-{step:06d}"
     partial = folder / f".partial-{final.name}"
     if (final / "meta.json").exists():  # the same step of the same run: its state is the same to the last bit
@@ -89,11 +91,11 @@ def save_checkpoint(
         learner_state = learner.state_dict()
         if learner.config.model.lora is None:
             del learner_state["policy"]  # hf/ holds the very same tensors
-        content = {"learner": learner_state, "rng": rng_state(), **state}
-        if critic is not None:
-            (partial / "critic").mkdir()
-            critic.export_hf(partial / "critic")
-            content["critic"] = critic.state_dict()
+        content = {"learner": learner_state, "rng": rng_state(), "models": {}, **state}
+        for name, model in (models or {}).items():
+            (partial / name).mkdir(parents=True)
+            model.export_hf(partial / name)
+            content["models"][name] = model.state_dict()
         torch.save(content, partial / "state.pt")
         (partial / "meta.json").write_text(json.dumps({"step": step, **meta}, indent=1, sort_keys=True) + "\n")
         for path in sorted(partial.rglob("*")):
@@ -132,16 +134,17 @@ def export_hf(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase
     save_torch_state_dict(weights, folder, max_shard_size="5GB")
 
 
-def load_checkpoint(path: Path, learner: Learner, critic: Critic | None = None) -> dict[str, Any]:
-    """Restore learner, critic and RNGs exactly; return the rest of the state. Raises `RunError` for a damaged
-    checkpoint."""
+def load_checkpoint(path: Path, learner: Learner, models: Mapping[str, CoTrained] | None = None) -> dict[str, Any]:
+    """Restore learner, `models` (by folder) and RNGs exactly; return the rest of the state. Raises `RunError` for a
+    damaged checkpoint, or one that lacks a model."""
     try:
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         learner_state = state.pop("learner")
         if learner.config.model.lora is None:
             learner_state["policy"] = _read_policy(path / "hf", learner)
-        if critic is not None:
-            critic.load(path / "critic", state.pop("critic"))
+        saved = state.pop("models")
+        for name, model in (models or {}).items():
+            model.load(path / name, saved[name])
     except (OSError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(

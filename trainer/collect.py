@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data.example import Example
-from prm.signal import RewardSource, Signal, verdicts_in
+from prm.signal import Kept, Signal, Source, verdicts_in
 from rollout.engine import Prompt, SamplingParams, derive_seed
 from rollout.trajectory import Trajectory
 from verifiers.verdict import Verdict
@@ -39,6 +39,17 @@ class Rollouts:
     groups: int
     flat_groups: int
     verify_wait_s: float = 0.0
+
+    def what_is_kept(self, step: int) -> Kept:
+        """For the sources that give credit, and for learning."""
+        verdicts = self.verdicts
+        return Kept(
+            [self.trajectories[i] for i in self.kept],
+            [self.examples[i] for i in self.kept],
+            self.reward_N[self.kept],
+            [verdicts[i] for i in self.kept] if verdicts else [],
+            step,
+        )
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -99,7 +110,7 @@ class Judging:
     """The sources at work on one batch of prompts while it is being generated. examples: by group. What it gives does
     not depend on the order in which groups or verdicts come."""
 
-    def __init__(self, sources: Sequence[RewardSource], examples: Mapping[int, Example]):
+    def __init__(self, sources: Sequence[Source], examples: Mapping[int, Example]):
         self._sources, self._examples = sources, examples
         self._started: dict[int, dict[int, Callable[[], Signal]]] = {
             s: {} for s, source in enumerate(sources) if hasattr(source, "start")
@@ -118,6 +129,8 @@ class Judging:
             Signal.concat([self._started[s][group]() for group in sorted(self._started[s])])
             if s in self._started
             else source.score(trajectories, asked)
+            if source.phase == "judge"
+            else Signal.silent(len(trajectories))
             for s, source in enumerate(self._sources)
         ]
 

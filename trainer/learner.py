@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prm.optim import NonFiniteError, clip_and_step, make_adamw
 from rollout.attention import choose_varlen, packed_forward
-from rollout.packing import PackedBatch, TokenSequence, pack
+from rollout.logprobs import chunked_logp
+from rollout.models import DTYPES, Policy, autocast, load_policy
+from rollout.packing import PackedBatch, Packer, TokenSequence
 from rollout.trajectory import Trajectory
 from trainer.config import Config, OptimConfig
-from trainer.logprobs import chunked_logp
 from trainer.losses.base import LOSSES, LossInputs
-from trainer.models import DTYPES, Policy, autocast, load_policy
 from trainer.objective import (
     adapted_kl_coef,
     kl_loss,
@@ -57,63 +58,13 @@ class TrainingBatch:
     returns: list[Tensor] = field(default_factory=list)
 
 
-class NonFiniteError(RunError):
-    """A loss or gradient is NaN or infinite; `sequences` are the indices of the micro-batch it came from."""
-
-    def __init__(self, what: str, sequences: list[int]):
-        self.sequences = sequences
-        super().__init__(
-            f"{what} is not finite.",
-            why="a step would destroy the weights; they are as they were before this optimizer step",
-            fix="look at the bundle with `assay replay BUNDLE`; usual causes: learning rate too high, a log-prob of "
-            "-inf under the learner, half precision overflow",
-        )
-
-
-def learning_rate(optim: OptimConfig, step: int, total_steps: int) -> float:
-    """Learning rate of optimizer step `step` (from 0): linear warm-up, then constant or cosine down to min_lr_ratio."""
-    if step < optim.warmup_steps:
-        return optim.lr * (step + 1) / optim.warmup_steps
-    if optim.schedule == "constant":
-        return optim.lr
-    progress = (step - optim.warmup_steps) / max(1, total_steps - optim.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * cosine)
-
-
-def make_adamw(parameters: Sequence[nn.Parameter], optim: OptimConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW that decays matrices only, not norms and biases."""
-    decay, plain = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
-    groups = [{"params": decay, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]],
-        lr=optim.lr,
-        betas=(optim.beta1, optim.beta2),
-        eps=optim.eps,
-        fused=device.type in ("cpu", "cuda"),
-    )
-
-
-def clip_and_step(
-    parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, optim: OptimConfig, step: int, total: int
-) -> dict[str, float] | None:
-    """Clip the gradient and take optimizer step `step` (from 0) of `total`; return its norm before clipping and the
-    learning rate. None if the norm is not finite: nothing was changed, the gradient is gone."""
-    lr = learning_rate(optim, step, total)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, optim.grad_clip))
-    if math.isfinite(grad_norm):
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return {"grad_norm": grad_norm, "lr": lr} if math.isfinite(grad_norm) else None
-
-
 class Learner:
     """Owns the policy, its frozen reference (if the objective needs one) and the optimizer."""
 
-    def __init__(self, config: Config, policy: Policy, device: torch.device):
+    def __init__(self, config: Config, policy: Policy, device: torch.device, packer: Packer | None = None):
+        """packer: shared with the models that learn beside the policy."""
         self.config, self.policy, self.device = config, policy, device
+        self.packer = packer or Packer()
         self.model: Any = policy.model  # torch's typing knows modules only, not what peft adds to them
         self.compute_dtype = DTYPES[config.model.compute_dtype]
         self.varlen = choose_varlen(device, self.compute_dtype, config.hardware.attention)
@@ -160,7 +111,7 @@ class Learner:
         )
 
     def _pack(self, sequences: Sequence[TokenSequence]) -> list[PackedBatch]:
-        return pack(sequences, self.config.train.max_tokens_per_microbatch, self.device)
+        return self.packer.pack(sequences, self.config.train.max_tokens_per_microbatch, self.device)
 
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[TokenSequence]) -> list[Tensor]:

@@ -18,7 +18,7 @@ from rollout.trajectory import Finish
 from trainer.collect import Rollouts, collect
 from trainer.learner import NonFiniteError, TrainingBatch
 from trainer.replay import write_bundle
-from trainer.weigh import weigh
+from trainer.weigh import credit, weigh
 from verifiers.errors import RunError
 from verifiers.verdict import Status
 
@@ -61,8 +61,12 @@ def run_steps(session: Session, state: LoopState) -> None:
 
         with clock("advantage_s"):
             session.engine.sleep()  # the learner needs its memory
-            batch, weighed = weigh(session, rollouts)
+            kept = rollouts.what_is_kept(state.step)
+            signals = credit(session, rollouts, kept)
+            batch, weighed = weigh(session, kept, signals)
         metrics = step_metrics(rollouts) | session.staleness(state.step) | weighed
+        for name, source_metrics in zip(session.source_names, (s.metrics for s in signals), strict=True):
+            metrics |= {f"{name}/{k}": v for k, v in source_metrics.items()}
 
         with clock("learn_s"):
             try:
@@ -73,11 +77,11 @@ def run_steps(session: Session, state: LoopState) -> None:
                     metrics |= {f"policy/{k}": v for k, v in session.learner.update(batch).items()}
                 if session.critic is not None:
                     metrics |= {f"critic/{k}": v for k, v in session.critic.update(batch).items()}
+                for name, source, signal in zip(session.source_names, session.sources, signals, strict=True):
+                    metrics |= {f"{name}/{k}": v for k, v in source.learn(kept, signal).items()}
             except NonFiniteError as error:
                 bundle = write_bundle(session, state.step + 1, batch)
                 raise RunError(str(error), where=f"step {state.step + 1}, bundle {bundle}") from error
-            for source, signal in zip(session.sources, rollouts.signals, strict=True):
-                metrics |= source.learn(batch.trajectories, signal.select(rollouts.kept))
         state.step += 1
         with clock("sync_s"):
             session.sync(state.step)

@@ -24,10 +24,10 @@ from data import (
     part,
 )
 from rollout.decoder import check_decodable
+from rollout.models import load_config, load_tokenizer
 from trainer.combinations import warnings
 from trainer.config import Config, DataPart
 from trainer.derived import derive
-from trainer.models import load_config, load_tokenizer
 from trainer.records import check_writable
 from verifiers.errors import ConfigError, DataError
 from verifiers.runner import Runner

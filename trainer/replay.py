@@ -39,8 +39,8 @@ def write_bundle(session: Session, step: int, batch: TrainingBatch) -> Path:
 
 def replay(bundle: Path) -> list[str]:
     """Run the step of a bundle again, first each trajectory alone, then the whole update; say what is not finite."""
+    from rollout.models import load_policy
     from trainer.compose import load_resolved
-    from trainer.models import load_policy
     from trainer.train import choose_device
 
     config = load_resolved(bundle / "resolved.yaml")

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -23,8 +24,10 @@ from torch import Tensor
 from data.example import Example
 from data.filters import by_pass_rate
 from data.sampler import Sampler
-from prm.signal import SOURCES, RewardSource, SourceContext
+from prm.cotrained import CoTrained, ModelSetup
+from prm.signal import SOURCES, Source, SourceContext
 from rollout.engine import ENGINES, Engine, Prompt, SamplingParams, derive_seed
+from rollout.models import DTYPES, load_policy
 from rollout.trajectory import Trajectory
 from trainer.advantages.base import ADVANTAGES
 from trainer.checkpoint import (
@@ -43,7 +46,6 @@ from trainer.display import Display
 from trainer.evaluate import Estimate, evaluate, verify_trajectories
 from trainer.learner import Learner
 from trainer.loop import LoopState, StopRequested, run_steps
-from trainer.models import DTYPES, load_policy
 from trainer.preflight import derived_numbers, prepare
 from trainer.records import RunFolder
 from trainer.shaping.base import SHAPINGS, Shaping
@@ -67,6 +69,27 @@ def choose_device(config: Config) -> torch.device:
             fix=f"available: {available}; `assay doctor` says more",
         )
     return torch.device(kind)
+
+
+def model_setup(config: Config, device: torch.device) -> ModelSetup:
+    """How models beside the policy are made and run in this recipe."""
+    return ModelSetup(
+        config.model,
+        config.seed,
+        device,
+        config.hardware.attention,
+        config.train.max_tokens_per_microbatch,
+        config.train.logprob_chunk_tokens,
+        config.rollout.temperature,
+        config.train.steps,
+    )
+
+
+def names_of(kinds: Sequence[str]) -> list[str]:
+    """A name for each source, for its metrics and folders: its kind (of a class of one's own, the class), numbered from
+    the second of the same."""
+    plain = [kind.rpartition(":")[2] for kind in kinds]
+    return [name if name not in plain[:i] else f"{name}_{plain[:i].count(name) + 1}" for i, name in enumerate(plain)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +125,9 @@ class Session:
         self.display = Display(config.train.steps, live=None)
         self.folder = RunFolder(self.prepared.run_path, tensorboard=config.record.tensorboard)
         policy = load_policy(config.model, config.seed, self.device)
-        self.learner = Learner(config, policy, self.device)
-        self.critic = Critic(config, self.device) if config.critic is not None else None
+        setup = model_setup(config, self.device)
+        self.learner = Learner(config, policy, self.device, setup.packer)
+        self.critic = Critic(config, setup) if config.critic is not None else None
         self.engine: Engine = ENGINES.get(config.rollout.engine, key="rollout.engine")(
             policy.config,
             policy.tokenizer,
@@ -114,8 +138,17 @@ class Session:
             max_response_tokens=max(config.rollout.max_response_tokens, config.eval.max_response_tokens or 0),
             max_rows=config.rollout.max_rows,
         )
-        context = SourceContext(self.prepared.runner, policy.tokenizer, self.device, config.seed)
-        self.sources: list[RewardSource] = []
+        context = SourceContext(
+            self.prepared.runner,
+            policy.tokenizer,
+            self.device,
+            config.seed,
+            setup,
+            self.generate_aside,
+            config.rollout.max_response_tokens,
+        )
+        self.sources: list[Source] = []
+        self.source_names = names_of([part.kind for part in config.sources])
         for i, part in enumerate(config.sources):
             source = SOURCES.get(part.kind, key=f"sources.{i}.kind")
             self.sources.append(source(parse_options(source.Options, part.options, f"sources.{i}"), context))
@@ -151,6 +184,25 @@ class Session:
         if self.stale is None or step % period == 0:
             self.stale = StaleWeights(step, {n: t.detach().cpu().clone() for n, t in self.learner.weights().items()})
         self.engine.load_weights(self.stale.weights, self.stale.step)
+
+    def generate_aside(
+        self, prompts: Sequence[Prompt], samples_per_prompt: int, sampling: SamplingParams, seed: int
+    ) -> list[Trajectory]:
+        """Samples of the present policy for a reward source, between two rollouts: the engine wakes, then sleeps."""
+        self.engine.load_weights(self.learner.weights(), 0)
+        try:
+            return self.engine.generate(prompts, samples_per_prompt, sampling, seed)
+        finally:
+            self.engine.sleep()
+
+    def models(self) -> dict[str, CoTrained]:
+        """Every model that learns beside the policy, by the folder that a checkpoint keeps it in."""
+        critic = {} if self.critic is None else {"critic": self.critic}
+        return critic | {
+            f"sources/{source_name}/{name}": model
+            for source_name, source in zip(self.source_names, self.sources, strict=True)
+            for name, model in source.models().items()
+        }
 
     def staleness(self, step: int) -> dict[str, float]:
         """The metric of how many steps old the weights are that a step's rollouts came from."""
@@ -228,7 +280,13 @@ class Session:
         }
         meta = {"evaluations": {str(s): m for s, m in state.evaluations.items()}, "recipe": self.config.recipe}
         path = save_checkpoint(
-            self.checkpoint_folder, state.step, self.learner, self.learner.policy.tokenizer, content, meta, self.critic
+            self.checkpoint_folder,
+            state.step,
+            self.learner,
+            self.learner.policy.tokenizer,
+            content,
+            meta,
+            self.models(),
         )
         prune(self.checkpoint_folder, self.config.checkpoint.keep_last, state.best[1] if state.best else None)
         return path
@@ -236,7 +294,7 @@ class Session:
     def restore(self, path: Path) -> LoopState:
         """The exact state of a checkpoint."""
         self.learner.freeze_reference()  # allocates it; its weights are restored with the learner
-        content = load_checkpoint(path, self.learner, self.critic)
+        content = load_checkpoint(path, self.learner, self.models())
         if content["kept_examples"] is not None:
             self.keep_examples(content["kept_examples"])
         for source, saved in zip(self.sources, content["sources"], strict=True):
@@ -338,7 +396,9 @@ def start(session: Session) -> LoopState:
     session.learner.use_optimizer(config.optim, config.train.steps * config.train.optimizer_steps_per_batch)
     session.learner.freeze_reference()
     if session.critic is not None:
-        session.critic.start_from(session.learner)
+        session.critic.start_from(session.learner.weights())
+    for source in session.sources:
+        source.start_from(session.learner.weights())
     session.sync(0)
     if config.data.difficulty is not None:
         band = config.data.difficulty

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from prm.signal import Signal, verdicts_in
+from prm.signal import Kept, Signal, verdicts_in
 from rollout.trajectory import Finish, Trajectory
 from trainer.advantages.base import AdvantageInputs, at_last_token
 from trainer.collect import Rollouts
@@ -25,15 +25,28 @@ if TYPE_CHECKING:
     from trainer.train import Session
 
 
-def weigh(session: Session, rollouts: Rollouts) -> tuple[TrainingBatch, dict[str, float]]:
+def credit(session: Session, rollouts: Rollouts, kept: Kept) -> list[Signal]:
+    """What every source says about the kept trajectories: the judging sources have said it, the others are asked."""
+    signals = [s.select(rollouts.kept) for s in rollouts.signals]
+    if not kept.trajectories:
+        return signals
+    return [
+        source.credit(kept) if source.phase == "credit" else signal
+        for source, signal in zip(session.sources, signals, strict=True)
+    ]
+
+
+def weigh(session: Session, kept: Kept, signals: Sequence[Signal]) -> tuple[TrainingBatch, dict[str, float]]:
     """The kept trajectories with their advantages, and what shaping did to the rewards (metrics)."""
-    trajectories = [rollouts.trajectories[i] for i in rollouts.kept]
+    trajectories = kept.trajectories
     if not trajectories:
         return TrainingBatch([], [], torch.ones(0, dtype=torch.bool)), {}
-    signals = [s.select(rollouts.kept) for s in rollouts.signals]
-    length_N = torch.tensor([t.num_response_tokens for t in trajectories])
-    group_N = torch.tensor([t.group for t in trajectories])
-    inputs = AdvantageInputs(rollouts.reward_N[rollouts.kept], group_N, length_N)
+    length_N = kept.length_N
+    reward_N = kept.outcome_N
+    for source, part, signal in zip(session.sources, session.config.sources, signals, strict=True):
+        if source.phase == "credit":
+            reward_N = reward_N + part.weight * signal.outcome_N
+    inputs = AdvantageInputs(reward_N, kept.group_N, length_N)
     kl_R, old, metrics = kl_in_reward(session, trajectories)
     inputs, shaping = shaped(session, inputs, trajectories, signals, kl_R)
     values, returns = [], []
@@ -115,7 +128,14 @@ def shaped(
     if "stream_RK" in session.advantage.needs:
         stream_RK = torch.stack([stream(outcome_N, token_R, inputs) for outcome_N, token_R in streams], 1)
     metrics = {"reward/shaped_mean": float(reward_N.double().mean())} if not torch.equal(reward_N, before) else {}
-    full = AdvantageInputs(reward_N, inputs.group_N, inputs.length_N, token_reward_R, stream_RK=stream_RK)
+    full = replace(
+        inputs,
+        reward_N=reward_N,
+        token_reward_R=token_reward_R,
+        stream_RK=stream_RK,
+        token_label_R=next((torch.cat(s.token_label) for s in signals if s.token_label is not None), None),
+        correct_N=correct(signals, len(trajectories)),
+    )
     return full, metrics
 
 

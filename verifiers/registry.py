@@ -19,10 +19,11 @@ T = TypeVar("T")
 
 class Registry(Generic[T]):
     """Maps a kind to an object. `noun` is used in messages; `package` is the folder whose modules register
-    themselves."""
+    themselves; `entry_points` is the group under which other installed packages announce theirs: ``kind =
+    "package.module:Object"``, imported when a recipe names it."""
 
-    def __init__(self, noun: str, package: str):
-        self.noun, self.package = noun, package
+    def __init__(self, noun: str, package: str, entry_points: str | None = None):
+        self.noun, self.package, self.entry_points = noun, package, entry_points
         self._entries: dict[str, T] = {}
         self._discovered = False
 
@@ -37,20 +38,31 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         self._discover()
-        return sorted(self._entries)
+        return sorted({*self._entries, *self._announced()})
 
     def get(self, name: str, *, key: str | None = None) -> T:
         """Return the entry for `name`, or raise `ConfigError` naming the recipe `key` and the nearest valid kind."""
         if ":" in name:
             return self._import(name, key)
         self._discover()
-        if name not in self._entries:
+        if name in self._entries:
+            return self._entries[name]
+        announced = self._announced()
+        if name not in announced:
             raise ConfigError(
                 f"Unknown {self.noun} '{name}'.",
                 where=key,
-                fix=did_you_mean(name, self._entries) + ", or your own as 'package.module:Object'",
+                fix=did_you_mean(name, [*self._entries, *announced]) + ", or your own as 'package.module:Object'",
             )
-        return self._entries[name]
+        return self._import(announced[name], key)
+
+    def _announced(self) -> dict[str, str]:
+        """What other installed packages announce: {kind: "package.module:Object"}. Our own kinds win."""
+        if self.entry_points is None:
+            return {}
+        from importlib.metadata import entry_points  # slow to import, and few recipes need it
+
+        return {entry.name: entry.value for entry in entry_points(group=self.entry_points)}
 
     def _discover(self) -> None:
         if self._discovered:

@@ -5,9 +5,9 @@ import torch
 
 from data.example import Example, Message
 from prm.rule import RuleSource
-from prm.signal import SOURCES, RewardSource, SourceContext
+from prm.signal import SOURCES, Kept, Source
 from rollout.trajectory import Finish
-from tests.helpers import CPU, tokenizer, trajectory
+from tests.helpers import source_context, trajectory
 from verifiers import Runner
 from verifiers.errors import ConfigError
 from verifiers.options import parse_options
@@ -25,7 +25,7 @@ class Spy(Runner):
 
 
 def source(runner, **options):
-    return RuleSource(RuleSource.Options(**options), SourceContext(runner, tokenizer(), CPU, 0))
+    return RuleSource(RuleSource.Options(**options), source_context(runner))
 
 
 def example(gold, name="q"):
@@ -92,9 +92,9 @@ def test_nothing_to_judge_gives_nothing(runner):
 def test_the_rule_source_is_registered_stateless_and_does_not_learn(runner):
     s = source(runner)
     assert SOURCES.get("rule") is RuleSource
-    assert isinstance(s, RewardSource)
+    assert isinstance(s, Source)
     assert s.state_dict() == {}
-    assert s.learn([], s.score([], [])) == {}
+    assert s.learn(Kept([], [], torch.zeros(0), [], 0), s.score([], [])) == {}
 
 
 def test_wrong_options_are_refused():

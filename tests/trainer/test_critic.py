@@ -11,15 +11,24 @@ import pytest
 import torch
 from transformers import AutoModelForTokenClassification
 
-from tests.helpers import CPU, make_config, make_learner, random_trajectories, sharpen, tokenizer, training_batch
+from prm.optim import NonFiniteError
+from tests.helpers import (
+    make_config,
+    make_learner,
+    model_setup,
+    random_trajectories,
+    sharpen,
+    tokenizer,
+    training_batch,
+    weigh,
+)
 from tests.trainer.test_weigh import rollouts
 from trainer.advantages.base import ADVANTAGES
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.compose import load_recipe
 from trainer.config import Config
 from trainer.critic import Critic
-from trainer.learner import NonFiniteError, TrainingBatch
-from trainer.weigh import weigh
+from trainer.learner import TrainingBatch
 from verifiers.errors import ConfigError
 from verifiers.options import parse_options
 
@@ -31,7 +40,8 @@ OVERRIDES: dict[str, Any] = {
 
 
 def make_critic(overrides: dict[str, Any] | None = None, sharp: bool = True) -> Critic:
-    critic = Critic(make_config(OVERRIDES | (overrides or {})), CPU)
+    config = make_config(OVERRIDES | (overrides or {}))
+    critic = Critic(config, model_setup(config))
     if sharp:
         sharpen(critic.trunk)
         sharpen(critic.head)
@@ -64,7 +74,7 @@ def test_values_are_those_of_the_exported_model_before_each_token(tmp_path: Path
 
 def test_a_new_critic_is_the_policys_trunk_and_predicts_nothing() -> None:
     critic, learner = make_critic(sharp=False), make_learner()
-    critic.start_from(learner)
+    critic.start_from(learner.weights())
     for name, tensor in critic.trunk.state_dict().items():
         assert torch.equal(tensor, learner.model.model.state_dict()[name])
     assert all(not bool(v.any()) for v in critic.values(random_trajectories()))
@@ -72,7 +82,7 @@ def test_a_new_critic_is_the_policys_trunk_and_predicts_nothing() -> None:
 
 def test_learning_leaves_the_policy_alone() -> None:
     critic, learner = make_critic(), make_learner()
-    critic.start_from(learner)
+    critic.start_from(learner.weights())
     before = {n: t.clone() for n, t in learner.model.state_dict().items()}
     critic.update(judged_batch(critic))
     assert all(torch.equal(t, before[n]) for n, t in learner.model.state_dict().items())
@@ -147,10 +157,10 @@ def test_advantages_are_those_of_gae_on_the_critics_values_and_targets_their_ret
 def test_a_restored_critic_continues_bit_for_bit(tmp_path: Path) -> None:
     learner, critic = make_learner(OVERRIDES), make_critic()
     critic.update(judged_batch(critic))
-    path = save_checkpoint(tmp_path, 1, learner, tokenizer(), {"step": 1}, {}, critic)
+    path = save_checkpoint(tmp_path, 1, learner, tokenizer(), {"step": 1}, {}, {"critic": critic})
     assert (path / "critic" / "config.json").exists()
     other = make_critic(sharp=False)
-    assert load_checkpoint(path, make_learner(OVERRIDES), other) == {"step": 1}
+    assert load_checkpoint(path, make_learner(OVERRIDES), {"critic": other}) == {"step": 1}
     batch = judged_batch(critic)
     assert critic.update(copy.deepcopy(batch)) == other.update(batch)
     assert all(torch.equal(t, other.weights()[n]) for n, t in critic.weights().items())
@@ -167,7 +177,6 @@ def test_a_critic_that_nothing_uses_is_refused() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"model.lora": {"rank": 2, "alpha": 4.0}}, "cannot copy an adapter"),
         ({"critic": {"optim": {"lr": 1e-3}, "warmup_steps": 10}}, "leaves no round"),
     ],
 )

@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from prm.optim import NonFiniteError, learning_rate
 from rollout.engine import SamplingParams
+from rollout.models import load_policy
 from rollout.packing import pack
 from rollout.torch_engine import TorchEngine
 from tests.helpers import (
@@ -27,8 +29,7 @@ from tests.helpers import (
     update_gradients,
 )
 from trainer.config import OptimConfig
-from trainer.learner import Learner, NonFiniteError, TrainingBatch, learning_rate, split_by_group
-from trainer.models import load_policy
+from trainer.learner import Learner, TrainingBatch, split_by_group
 from verifiers.errors import RunError
 
 LORA = {"model.lora": {"rank": 4, "alpha": 8.0}}

@@ -8,8 +8,8 @@ import torch
 from data.example import Example, Message
 from data.sampler import Sampler
 from prm.rule import RuleSource
-from prm.signal import Signal, SourceContext
-from tests.helpers import CPU, make_config, make_engine, tiny_model, tokenizer
+from prm.signal import Signal
+from tests.helpers import make_config, make_engine, source_context, tiny_model
 from trainer.collect import collect
 from trainer.loop import LoopState, step_metrics
 from verifiers import Runner
@@ -58,7 +58,7 @@ def session(runner, make_sources, max_refills=0):
                       "zero_variance": {"max_refills": max_refills}},
     }  # fmt: skip
     overrides["sources"] = [{"kind": "rule"}] * len(make_sources)
-    source = RuleSource(RuleSource.Options(truncated="judge"), SourceContext(runner, tokenizer(), CPU, 0))
+    source = RuleSource(RuleSource.Options(truncated="judge"), source_context(runner))
     return SimpleNamespace(
         config=make_config(overrides),
         train_examples=EXAMPLES,

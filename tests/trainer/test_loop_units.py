@@ -9,8 +9,8 @@ import torch
 from data.example import Example, Message
 from prm.signal import Signal
 from rollout.trajectory import Finish
+from tests import helpers
 from tests.helpers import make_config, trajectory
-from trainer import weigh as weighing
 from trainer.advantages.base import ADVANTAGES
 from trainer.advantages.grpo import GrpoOptions
 from trainer.collect import Rollouts, first_groups, informative_groups, total_outcome
@@ -97,7 +97,7 @@ def session(overrides=None):
 
 
 def weigh(session, rollouts):
-    return weighing.weigh(session, rollouts)[0]
+    return helpers.weigh(session, rollouts)[0]
 
 
 def per_trajectory(batch):

@@ -5,13 +5,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.helpers import make_config, make_learner, random_trajectories, sharpen, training_batch, update_gradients
+from tests.helpers import (
+    make_config,
+    make_learner,
+    random_trajectories,
+    sharpen,
+    training_batch,
+    update_gradients,
+    weigh,
+)
 from tests.trainer.test_weigh import rollouts
 from trainer.advantages.base import ADVANTAGES
 from trainer.learner import TrainingBatch
 from trainer.objective import importance_weights, normalised_weights
 from trainer.train import Session
-from trainer.weigh import weigh
 from verifiers.errors import ConfigError
 from verifiers.options import parse_options
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from rollout.models import load_policy
 from tests.helpers import CPU, make_config, sharpen, tokenizer, trajectory
 from trainer.advantages.grpo import GrpoOptions, grpo_advantage
 from trainer.checkpoint import export_hf
 from trainer.learner import Learner, TrainingBatch
-from trainer.models import load_policy
 
 trl = pytest.importorskip("trl")
 

@@ -7,11 +7,10 @@ import torch
 
 from data.example import Example, Message
 from prm.signal import Signal
-from tests.helpers import make_config, trajectory
+from tests.helpers import make_config, trajectory, weigh
 from trainer.advantages.base import ADVANTAGES
 from trainer.collect import Rollouts
 from trainer.shaping.base import SHAPINGS
-from trainer.weigh import weigh
 from verifiers.options import parse_options
 from verifiers.verdict import Status, Verdict
 

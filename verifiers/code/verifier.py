@@ -20,7 +20,6 @@ from verifiers.code.box import Limits
 from verifiers.code.judging import IS_PROGRAM, Judging, complete, judge_response
 from verifiers.code.readers import read_problem
 from verifiers.code.sandbox import Sandbox
-from verifiers.code.servers import Servers, secret_of
 from verifiers.code.session import Session
 from verifiers.errors import BadGold, NoReference
 from verifiers.rows import RowError
@@ -72,6 +71,8 @@ class CodeVerifier:
         self._deadline = math.inf  # by `time.monotonic`
         self._sandbox = self._servers = None
         if options.servers:
+            from verifiers.code.servers import Servers, secret_of  # brings an HTTP client
+
             self._servers = Servers(
                 options.servers, secret=secret_of(options.secret_env, f"{key}.secret_env"), ca_file=options.servers_ca,
                 isolation=options.isolation, packages=options.packages, key=key,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.logprobs import chunked_logp
+from rollout.logprobs import chunked_logp
 
 ROWS, WIDTH, VOCABULARY = 7, 5, 11
 

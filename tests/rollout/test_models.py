@@ -8,8 +8,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rollout import attention
+from rollout.models import load_config, load_policy, load_tokenizer
 from tests.helpers import CHAR_TOKENIZER, CPU, EOS, VOCABULARY, make_config, make_learner, tiny_model, tokenizer
-from trainer.models import load_config, load_policy, load_tokenizer
 from verifiers.errors import ModelError
 
 

@@ -28,7 +28,7 @@ from transformers import (
 from data.hub import use_cache_if_unreachable
 from data.sources import resolve_path
 from rollout import attention
-from trainer.config import ModelConfig
+from rollout.options import ModelConfig
 from verifiers.errors import MissingExtraError, ModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

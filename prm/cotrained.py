@@ -1,0 +1,213 @@
+"""A model that learns beside the policy, on the policy's own packed token ids: a language model with its usual head
+(an implicit PRM) or one number a token (a critic, a token-level reward model).
+
+Nothing is tokenised again and nothing is padded: `pack` is the policy's, and sequences that were packed once are not
+packed a second time.
+
+Shapes: N sequences; R response tokens of a micro-batch; T tokens of a micro-batch; E hidden size.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from prm.optim import NonFiniteError, clip_and_step, make_adamw
+from rollout.attention import choose_varlen, packed_forward
+from rollout.logprobs import chunked_logp
+from rollout.models import DTYPES, autocast, load_policy
+from rollout.options import ModelConfig, OptimConfig
+from rollout.packing import PackedBatch, Packer, TokenSequence
+
+# (micro-batch, the head's output [R]) -> (loss: a sum over what the micro-batch holds, sums to report by name)
+BatchLoss = Callable[[PackedBatch, Tensor], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSetup:
+    """How the models of a run are made and run: as the policy, without its adapter. total_steps: optimizer steps that
+    a model takes with one step a round."""
+
+    model: ModelConfig
+    seed: int
+    device: torch.device
+    attention: str
+    max_tokens_per_microbatch: int
+    logprob_chunk_tokens: int
+    temperature: float
+    total_steps: int
+    packer: Packer = field(default_factory=Packer)
+
+
+class CoTrained:
+    """head: ``lm``, log-probs of the response tokens; ``scalar``, one number for each response token, read at the
+    position that predicts it (the state before the token), from a linear head.
+
+    optim: None for a frozen model. zero_head: the scalar head starts at 0 instead of random. The trunk starts with the
+    recipe's weights; `start_from` copies the policy's as they are after a warm start.
+    """
+
+    def __init__(
+        self,
+        setup: ModelSetup,
+        head: Literal["lm", "scalar"],
+        optim: OptimConfig | None,
+        *,
+        zero_head: bool = False,
+        head_bias: bool = True,
+        steps_per_round: int = 1,
+    ):
+        self.setup, self.kind, self.optim = setup, head, optim
+        self.compute_dtype = DTYPES[setup.model.compute_dtype]
+        self.varlen = choose_varlen(setup.device, self.compute_dtype, setup.attention)
+        policy = load_policy(setup.model.model_copy(update={"lora": None}), setup.seed, setup.device)
+        self.hf_config, self.causal_lm = policy.config, policy.model
+        self.trunk: nn.Module = self.causal_lm.model
+        self.head: nn.Linear | None = None
+        if head == "scalar":
+            dtype = DTYPES[setup.model.master_dtype]
+            self.head = nn.Linear(policy.config.hidden_size, 1, bias=head_bias, device=setup.device, dtype=dtype)
+            if zero_head:
+                for parameter in self.head.parameters():
+                    nn.init.zeros_(parameter)
+        self.total_steps, self.optimizer_steps = setup.total_steps * steps_per_round, 0
+        self.optimizer: torch.optim.AdamW | None = None
+        if optim is not None:
+            self.optimizer = make_adamw(self.parameters(), optim, setup.device)
+        else:
+            for parameter in self.parameters():
+                parameter.requires_grad_(False)
+
+    def parameters(self) -> list[nn.Parameter]:
+        if self.head is None:
+            return list(self.causal_lm.parameters())
+        return [*self.trunk.parameters(), *self.head.parameters()]
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy the policy's weights (plain Hugging Face names) as they are now; a scalar head stays as it is."""
+        if self.head is None:
+            self.causal_lm.load_state_dict(weights)
+            return
+        trunk = {n.removeprefix("model."): t for n, t in weights.items() if n.startswith("model.")}
+        self.trunk.load_state_dict(trunk)
+
+    # ---- forward -----------------------------------------------------
+
+    def pack(self, sequences: Sequence[TokenSequence]) -> list[PackedBatch]:
+        return self.setup.packer.pack(sequences, self.setup.max_tokens_per_microbatch, self.setup.device)
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """[R]: the log-prob of each response token at the rollouts' temperature, or the head's number before it."""
+        with autocast(self.setup.device, self.compute_dtype):
+            hidden_TE = packed_forward(self.trunk, batch, self.varlen)
+        hidden_RE = hidden_TE[batch.predict_R]
+        if self.head is not None:
+            return self.head(hidden_RE.to(self.head.weight.dtype))[:, 0]
+        logp_R, _ = chunked_logp(
+            hidden_RE.to(self.compute_dtype),
+            self.causal_lm.get_output_embeddings().weight,
+            batch.target_R,
+            temperature=self.setup.temperature,
+            chunk_tokens=self.setup.logprob_chunk_tokens,
+        )
+        return logp_R
+
+    @torch.no_grad()
+    def outputs(self, sequences: Sequence[TokenSequence]) -> list[Tensor]:
+        """`forward` for every response: one float32 CPU tensor [T_i] each (float64 of a float64 model)."""
+        out: dict[int, Tensor] = {}
+        for batch in self.pack(sequences):
+            value_R = self.forward(batch)
+            wide = torch.promote_types(value_R.dtype, torch.float32)
+            out |= {i: v.to("cpu", wide) for i, v in batch.split(value_R).items()}
+        return [out[i] for i in range(len(sequences))]
+
+    # ---- update ------------------------------------------------------
+
+    def step(self, sequences: Sequence[TokenSequence], batch_loss: BatchLoss, what: str) -> dict[str, float]:
+        """One optimizer step on the sum of `batch_loss` over the micro-batches; returns the loss, the sums and the
+        gradient norm. Weights that make the sum a mean must come from the whole batch, so that the gradient does not
+        depend on the micro-batches. Raises `NonFiniteError` (of `what`) before the optimizer touches the weights."""
+        assert self.optimizer is not None
+        assert self.optim is not None
+        sums: dict[str, float] = {"loss": 0.0}
+        for batch in self.pack(sequences):
+            loss, more = batch_loss(batch, self.forward(batch))
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                self.optimizer.zero_grad(set_to_none=True)
+                raise NonFiniteError(f"{what}'s loss of a micro-batch", batch.sequence_index)
+            loss.backward()
+            sums["loss"] += value
+            for name, tensor in more.items():
+                sums[name] = sums.get(name, 0.0) + float(tensor.detach())
+        norm = clip_and_step(self.parameters(), self.optimizer, self.optim, self.optimizer_steps, self.total_steps)
+        if norm is None:
+            raise NonFiniteError(f"{what}'s gradient norm", list(range(len(sequences))))
+        self.optimizer_steps += 1
+        return sums | norm
+
+    # ---- state -------------------------------------------------------
+
+    def weights(self) -> dict[str, Tensor]:
+        """By the names of the transformers class that `export_hf` names."""
+        if self.head is None:
+            return dict(self.causal_lm.state_dict())
+        trunk = {f"model.{name}": tensor for name, tensor in self.trunk.state_dict().items()}
+        return trunk | {f"score.{name}": tensor for name, tensor in self.head.state_dict().items()}
+
+    def export_hf(self, folder: Path) -> None:
+        """config.json and safetensors, for `AutoModelForCausalLM`, or `AutoModelForTokenClassification` with one
+        label."""
+        config = copy.deepcopy(self.hf_config)
+        config._attn_implementation = None
+        config.dtype = self.parameters()[0].dtype
+        architecture = type(self.causal_lm).__name__
+        weights = self.weights()
+        if self.head is not None:
+            architecture = architecture.replace("ForCausalLM", "ForTokenClassification")
+            config.num_labels = 1
+            if self.head.bias is None:  # the class has a bias; ours is none, which is 0
+                weights["score.bias"] = torch.zeros(1, dtype=self.head.weight.dtype)
+        elif config.tie_word_embeddings:
+            weights.pop("lm_head.weight", None)
+        config.architectures = [architecture]
+        config.save_pretrained(folder)
+        save_torch_state_dict({n: t.detach().cpu().contiguous() for n, t in weights.items()}, folder,
+                              max_shard_size="5GB")  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next step depends on beside the weights, which the export holds."""
+        if self.optimizer is None:
+            return {}
+        return {"optimizer": self.optimizer.state_dict(), "optimizer_steps": self.optimizer_steps}
+
+    def load(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Restore the exported weights and the rest, exactly."""
+        weights: dict[str, Tensor] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            weights |= load_file(file)
+        if self.head is None:
+            # a tied head is the embedding, which was loaded under its own name
+            missing, unexpected = self.causal_lm.load_state_dict(weights, strict=False)
+            tied = ["lm_head.weight"] if self.hf_config.tie_word_embeddings else []
+            if unexpected or set(missing) - set(tied):
+                raise KeyError(f"{folder.name}: weights of another model ({[*missing, *unexpected][:3]})")
+        else:
+            for prefix, module in (("model.", self.trunk), ("score.", self.head)):
+                own = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
+                if module is self.head and self.head.bias is None:
+                    own.pop("bias")
+                module.load_state_dict(own)
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizer_steps = state["optimizer_steps"]
