@@ -13,8 +13,8 @@ from benchmarks.report import RESULTS, Report
 from verifiers.errors import AssayError
 
 NAMES = (
-    "decode", "train_step", "grpo_step", "objective", "quickstart", "mawps", "verifier_pool", "math_responses", "iou",
-    "sandbox",
+    "decode", "train_step", "grpo_step", "objective", "objectives", "quickstart", "mawps", "verifier_pool",
+    "math_responses", "iou", "sandbox",
 )  # fmt: skip
 
 
