@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 Command = Callable[[argparse.Namespace], int]
 
 TRACEBACK_VARIABLE = "ASSAY_TRACEBACK"
-_BENCHES = {"math": "verifiers.math.bench", "iou": "verifiers.visual.bench", "sandbox": "verifiers.code.bench"}
+_BENCHES = {
+    "math": "verifiers.math.bench",
+    "iou": "verifiers.visual.bench",
+    "sandbox": "verifiers.code.bench",
+    "prm": "prm.bench",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
