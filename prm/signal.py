@@ -97,7 +97,8 @@ class Kept:
     """The trajectories of a step that are trained on, whole groups in order, with what the judging sources said.
 
     outcome_N: the weighted sum of their outcomes; never NaN. verdicts: of the rule source, [] without one.
-    step: optimizer rounds done before this one, from 0.
+    step: optimizer rounds done before this one, from 0. baseline_N: the outcome of the greedy response to the same
+    prompt, where the estimator wants it.
     """
 
     trajectories: list[Trajectory]
@@ -105,6 +106,7 @@ class Kept:
     outcome_N: Tensor
     verdicts: list[Verdict]
     step: int
+    baseline_N: Tensor | None = None
 
     @property
     def group_N(self) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 @dataclass(slots=True)
 class Rollouts:
     """All trajectories of a step with what the sources said. reward_N: weighted sum of outcomes, NaN where any source
-    could not judge. kept: indices of the trajectories that are trained on, whole groups in order. verify_wait_s: how
-    long the loop waited for the sources once everything was generated (a clock reading)."""
+    could not judge. baseline_N: the same of the greedy response to the prompt, if the estimator wants it. kept: indices
+    of the trajectories that are trained on, whole groups in order. verify_wait_s: how long the
+    loop waited for the sources once everything was generated (a clock reading)."""
 
     trajectories: list[Trajectory]
     examples: list[Example]
@@ -39,6 +40,7 @@ class Rollouts:
     groups: int
     flat_groups: int
     verify_wait_s: float = 0.0
+    baseline_N: Tensor | None = None
 
     def what_is_kept(self, step: int) -> Kept:
         """For the sources that give credit, and for learning."""
@@ -49,6 +51,7 @@ class Rollouts:
             self.reward_N[self.kept],
             [verdicts[i] for i in self.kept] if verdicts else [],
             step,
+            None if self.baseline_N is None else self.baseline_N[self.kept],
         )
 
     @property
@@ -71,6 +74,7 @@ def collect(session: Session, state: LoopState) -> Rollouts:
     examples: list[Example] = []
     parts: list[list[Signal]] = []
     rewards: list[Tensor] = []
+    baselines: list[Tensor] = []
     kept: list[int] = []
     flat_groups = refills = 0
     verify_wait_s = 0.0
@@ -89,6 +93,10 @@ def collect(session: Session, state: LoopState) -> Rollouts:
         if config.train.shuffle_rewards:
             generator = torch.Generator().manual_seed(derive_seed(config.seed, "shuffle", state.step, attempt))
             reward_N = reward_N[torch.randperm(len(reward_N), generator=generator)]
+        if "baseline_N" in session.advantage.needs:
+            greedy_N = greedy_rewards(session, prompts, drawn, sampling, seed)[[t.group - offset for t in new]]
+            reward_N = torch.where(greedy_N.isnan(), greedy_N, reward_N)  # no baseline, no advantage
+            baselines.append(greedy_N)
         groups, flat = informative_groups(new, reward_N, zero_variance.drop)
         flat_groups += flat
         kept += [len(trajectories) + i for group in groups for i in group]
@@ -102,8 +110,26 @@ def collect(session: Session, state: LoopState) -> Rollouts:
     merged = [Signal.concat([p[s] for p in parts]) for s in range(len(session.sources))]
     total_groups = (refills + 1) * rollout.prompts_per_step
     return Rollouts(
-        trajectories, examples, merged, torch.cat(rewards), kept, refills, total_groups, flat_groups, verify_wait_s
+        trajectories,
+        examples,
+        merged,
+        torch.cat(rewards),
+        kept,
+        refills,
+        total_groups,
+        flat_groups,
+        verify_wait_s,
+        torch.cat(baselines) if baselines else None,
     )
+
+
+def greedy_rewards(
+    session: Session, prompts: Sequence[Prompt], examples: Sequence[Example], sampling: SamplingParams, seed: int
+) -> Tensor:
+    """The reward of the most likely response to each prompt [P]; it is not trained on."""
+    judging = Judging(session.sources, {p.group: e for p, e in zip(prompts, examples, strict=True)})
+    greedy = session.engine.generate(prompts, 1, replace(sampling, greedy=True), seed, judging.on_group)
+    return total_outcome(judging.signals(greedy), [part.weight for part in session.config.sources])
 
 
 class Judging:

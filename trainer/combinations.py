@@ -50,9 +50,8 @@ def _check_needs(config: Config, estimator: AdvantageEstimator) -> None:
     kind = config.objective.advantage.kind
     fixes = {
         "value_R": "add a critic (objective=ppo, or critic={optim: {lr: 1e-5}}); rloo and reinforce_pp need none",
-        "baseline_N": "objective.advantage.kind=rloo has a baseline from the other samples of the prompt",
     }
-    given = {"stream_RK"} | ({"value_R"} if config.critic is not None else set())
+    given = {"stream_RK", "baseline_N"} | ({"value_R"} if config.critic is not None else set())
     missing = [need for need in estimator.needs if need not in given]
     if missing:
         raise ConfigError(

@@ -219,13 +219,24 @@ class ObjectiveConfig(Options):
 
 
 class CriticConfig(Options):
-    """A value model of its own, for estimators with a critic. It starts as a copy of the policy. clip: how far a value
-    may move in an update, null: as far as it likes. warmup_steps: rounds at the start in which only the critic
-    learns."""
+    """The values of estimators with a critic. trunk: own, a model beside the policy that starts as its copy, with an
+    optimizer `optim` of its own; shared, a head on the policy's trunk, whose loss is added to the policy's with
+    `loss_coef`. clip: how far a value may move in an update, null: as far as it likes. warmup_steps: rounds at the
+    start in which only the critic learns."""
 
-    optim: OptimConfig
+    trunk: Literal["own", "shared"] = "own"
+    optim: OptimConfig | None = None
+    loss_coef: float = Field(default=0.1, gt=0)
     clip: float | None = Field(default=0.5, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_optimizer(self) -> Self:
+        if (self.trunk == "own") != (self.optim is not None):
+            raise ValueError("critic.optim is for critic.trunk=own, and needed there: a shared trunk has the policy's")
+        if self.trunk == "shared" and self.warmup_steps:
+            raise ValueError("critic.warmup_steps is for critic.trunk=own: on a shared trunk it would train the policy")
+        return self
 
 
 class WarmStartConfig(Options):
@@ -257,12 +268,31 @@ class TrainConfig(Options):
 
 
 class EvalConfig(Options):
+    """scorer: what ranks the samples of a prompt, for the accuracy of the one answer that best-of-n, weighted majority
+    and Best-of-Majority choose. mean_logprob: the mean log-prob of the response's tokens under the policy itself.
+    bom_alpha: share of the samples that Best-of-Majority asks of an answer; null: two samples."""
+
     every_steps: int | None = Field(default=None, ge=1)
     samples_per_prompt: int = Field(default=4, ge=1)
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_response_tokens: int | None = Field(default=None, ge=1)
     bootstrap_samples: int = Field(default=1000, ge=100)
+    scorer: Literal["mean_logprob"] | None = None
+    bom_alpha: float | None = Field(default=None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _something_to_choose_from(self) -> Self:
+        k = self.samples_per_prompt
+        if self.scorer is not None and k < 2:
+            raise ValueError("eval.scorer chooses among the samples of a prompt: set eval.samples_per_prompt to at "
+                             "least 2")  # fmt: skip
+        if self.bom_alpha is not None and self.scorer is None:
+            raise ValueError("eval.bom_alpha is for Best-of-Majority, which needs eval.scorer")
+        if self.bom_alpha is not None and self.bom_alpha <= 1 / k:
+            raise ValueError(f"eval.bom_alpha={self.bom_alpha:g} is not above 1 / eval.samples_per_prompt = {1 / k:g}, "
+                             "so no answer is ever too rare: raise one of them")  # fmt: skip
+        return self
 
 
 class CheckpointConfig(Options):

@@ -1,15 +1,15 @@
 """The critic: V before each token, trained on the estimator's returns.
 
-It starts as a copy of the policy's trunk, with a head of zeros: the first values are 0 and the first advantages plain
-rewards to go. Its checkpoint is what `AutoModelForTokenClassification` loads, with one label. Beside a LoRA policy it
-is a full model: the base with the adapter merged.
+On a trunk of its own it starts as a copy of the policy's, with a head of zeros: the first values are 0 and the first
+advantages plain rewards to go. Its checkpoint is what `AutoModelForTokenClassification` loads, with one label. Beside a
+LoRA policy it is a full model: the base with the adapter merged.
 
 Shapes: N trajectories; R response tokens of a micro-batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from prm.cotrained import CoTrained, ModelSetup
 from prm.optim import NonFiniteError
 from rollout.packing import PackedBatch, TokenSequence
 from trainer.config import Config
-from trainer.learner import TrainingBatch, split_by_group
+from trainer.learner import Learner, TrainingBatch, split_by_group
 from trainer.losses.value import ValueLossOptions, value_loss
 from trainer.objective import sequence_weights
 
@@ -29,6 +29,7 @@ class Critic(CoTrained):
     def __init__(self, config: Config, setup: ModelSetup):
         assert config.critic is not None
         steps = config.train.optimizer_steps_per_batch
+        assert config.critic.optim is not None
         super().__init__(setup, "scalar", config.critic.optim, zero_head=True, steps_per_round=steps)
         self.config = config
         self.loss_options = ValueLossOptions(clip=config.critic.clip)
@@ -45,11 +46,8 @@ class Critic(CoTrained):
         steps = [self._update(batch, index) for _ in range(train.epochs_per_batch) for index in parts]
         if not steps:
             return {}
-        return_R, value_R = torch.cat(batch.returns), torch.cat(batch.values)
-        variance = float(return_R.double().var(correction=0))
-        explained = 1 - float((return_R - value_R).double().var(correction=0)) / variance if variance > 0 else 0.0
         means = {name: sum(s[name] for s in steps) / len(steps) for name in steps[0]}
-        return means | {"explained_variance": explained, "value_mean": float(value_R.double().mean())}
+        return means | value_metrics(batch)
 
     def _update(self, batch: TrainingBatch, index: list[int]) -> dict[str, float]:
         """One optimizer step on the token mean of the value loss."""
@@ -69,3 +67,34 @@ class Critic(CoTrained):
         except NonFiniteError as error:
             error.sequences = [index[i] for i in error.sequences]  # of the batch, not of this mini-batch
             raise
+
+
+class SharedCritic:
+    """The learner's value head, seen as a critic: its loss is a term of the policy's update."""
+
+    def __init__(self, learner: Learner):
+        self.learner = learner
+
+    def values(self, sequences: Sequence[TokenSequence]) -> list[Tensor]:
+        return self.learner.values(sequences)
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """The trunk is the policy's."""
+
+    def update(self, batch: TrainingBatch) -> dict[str, float]:
+        return value_metrics(batch) if batch.trajectories else {}
+
+
+def make_critic(config: Config, setup: ModelSetup, learner: Learner) -> Critic | SharedCritic | None:
+    """What the recipe asks for."""
+    if config.critic is None:
+        return None
+    return Critic(config, setup) if config.critic.trunk == "own" else SharedCritic(learner)
+
+
+def value_metrics(batch: TrainingBatch) -> dict[str, float]:
+    """How much of the variance of the returns the values before the update explained, and their mean."""
+    return_R, value_R = torch.cat(batch.returns), torch.cat(batch.values)
+    variance = float(return_R.double().var(correction=0))
+    explained = 1 - float((return_R - value_R).double().var(correction=0)) / variance if variance > 0 else 0.0
+    return {"explained_variance": explained, "value_mean": float(value_R.double().mean())}

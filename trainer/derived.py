@@ -113,7 +113,7 @@ def memory_mb(
         "gradients": trained * master,
         "optimizer": 2 * trained * master,
         "reference": num_parameters * compute if needs_copy else 0,
-        "critic": 4 * num_parameters * master if config.critic is not None else 0,
+        "critic": 4 * num_parameters * master if config.critic is not None and config.critic.trunk == "own" else 0,
         "stale_weights": num_parameters * master if train.max_stale_steps else 0,
         "engine_weights": num_parameters * engine,
         "kv_cache": rollout.max_rows * longest * num_layers * 2 * kv_width * engine,

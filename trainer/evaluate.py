@@ -1,4 +1,4 @@
-"""Evaluation: avg@k, unbiased pass@k and maj@k with bootstrap intervals over prompts.
+"""Evaluation: avg@k, unbiased pass@k, maj@k and chosen answers, with bootstrap intervals over prompts.
 
 Shapes: P prompts, K samples a prompt.
 """
@@ -17,6 +17,7 @@ from data.example import Example
 from rollout.engine import Engine, Prompt, SamplingParams, derive_seed
 from rollout.trajectory import Finish, Trajectory
 from trainer.config import Config
+from trainer.selection import best_of_majority, best_of_n, probability_score, weighted_majority
 from verifiers.errors import RunError
 from verifiers.runner import Runner
 from verifiers.verdict import Status, Verdict, VerifyRequest
@@ -71,6 +72,26 @@ def bootstrap(value_P: Sequence[float], resamples: int, seed: int) -> Estimate:
     return Estimate(float(values.mean()), float(low), float(high))
 
 
+def chosen_scores(
+    scores: Sequence[float], answers: Sequence[str | None], rewards: Sequence[float], bom_alpha: float | None
+) -> dict[str, float]:
+    """{method: expected score of the one answer that it chooses among the samples of a prompt}, by `rewards` >= 0: bon
+    (best-of-n), wmaj (weighted majority), bom (Best-of-Majority, of answers that at least two samples gave). 0 where no
+    sample has an answer."""
+    by_answer: dict[str | None, list[float]] = {None: [0.0]}
+    for score, answer in zip(scores, answers, strict=True):
+        if answer is not None:
+            by_answer.setdefault(answer, []).append(score)
+    n = len(scores)
+    alpha = max(bom_alpha or 0.0, 2 / n) if n > 1 else 0.0
+    chosen = {
+        "bon": best_of_n(answers, rewards),
+        "wmaj": weighted_majority(answers, rewards),
+        "bom": next(iter(best_of_majority(answers, rewards, 1, alpha)), None),
+    }
+    return {method: sum(by_answer[a]) / len(by_answer[a]) for method, a in chosen.items()}
+
+
 def summarise(verdicts_PK: Sequence[Sequence[Verdict]], resamples: int, seed: int) -> dict[str, Estimate]:
     """{metric: estimate}: avg@K, pass@k for k = 2, 4, ... up to K, maj@K. Unjudged samples (faults of ours) are left
     out of their prompt; a prompt with fewer than K judged samples has no pass@k for the larger k."""
@@ -93,6 +114,25 @@ def summarise(verdicts_PK: Sequence[Sequence[Verdict]], resamples: int, seed: in
         votes = [majority(s, [v.answer for v in row]) for s, row in zip(score, judged, strict=True)]
         metrics[f"maj@{k_max}"] = bootstrap(votes, resamples, seed)
     return metrics
+
+
+def summarise_chosen(
+    verdicts_PK: Sequence[Sequence[Verdict]],
+    rewards_PK: Sequence[Sequence[float]],
+    bom_alpha: float | None,
+    resamples: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """{metric: estimate}: bon@K, wmaj@K and bom@K, the score of the one answer chosen by rewards. Unjudged samples are
+    left out of their prompt."""
+    chosen = []
+    for row, rewards in zip(verdicts_PK, rewards_PK, strict=True):
+        judged = [(v.score, v.answer, r) for v, r in zip(row, rewards, strict=True) if v.score is not None]
+        if judged:
+            scores, answers, kept = zip(*judged, strict=True)
+            chosen.append(chosen_scores(scores, answers, kept, bom_alpha))
+    k_max = max(len(row) for row in verdicts_PK)
+    return {f"{method}@{k_max}": bootstrap([c[method] for c in chosen], resamples, seed) for method in chosen[0]}
 
 
 def evaluate(
@@ -127,7 +167,12 @@ def evaluate(
     trajectories = engine.generate(prompts, k, sampling, seed, on_group)
     verdicts = [verdict for p in range(len(prompts)) for verdict in waits[p]()]
     rows = [verdicts[p * k : (p + 1) * k] for p in range(len(examples))]
-    metrics = summarise(rows, options.bootstrap_samples, derive_seed(config.seed, "bootstrap", name))
+    bootstrap_seed = derive_seed(config.seed, "bootstrap", name)
+    metrics = summarise(rows, options.bootstrap_samples, bootstrap_seed)
+    if options.scorer is not None:
+        scored = [probability_score(t.logp_model) for t in trajectories]
+        rewards = [scored[p * k : (p + 1) * k] for p in range(len(examples))]
+        metrics |= summarise_chosen(rows, rewards, options.bom_alpha, options.bootstrap_samples, bootstrap_seed)
     total = len(verdicts)
     facts = {f"verdict/{status}": sum(v.status is status for v in verdicts) / total for status in Status}
     facts["response/length_mean"] = sum(t.num_response_tokens for t in trajectories) / total

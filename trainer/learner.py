@@ -26,6 +26,7 @@ from rollout.packing import PackedBatch, Packer, TokenSequence
 from rollout.trajectory import Trajectory
 from trainer.config import Config, OptimConfig
 from trainer.losses.base import LOSSES, LossInputs
+from trainer.losses.value import ValueLossOptions, value_loss
 from trainer.objective import (
     adapted_kl_coef,
     kl_loss,
@@ -41,6 +42,8 @@ from verifiers.options import parse_options
 
 # (micro-batch, log-probs [R], entropies [R]) -> (token losses [R], diagnostics [R] by name)
 TokenLoss = Callable[[PackedBatch, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+# (micro-batch, values before the response tokens [R]) -> (what is added to the loss, sums to report by name)
+ValueTerm = Callable[[PackedBatch, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclass(slots=True)
@@ -59,7 +62,8 @@ class TrainingBatch:
 
 
 class Learner:
-    """Owns the policy, its frozen reference (if the objective needs one) and the optimizer."""
+    """Owns the policy, its frozen reference (if the objective needs one), the value head of a critic on its trunk (if
+    there is one) and the optimizer."""
 
     def __init__(self, config: Config, policy: Policy, device: torch.device, packer: Packer | None = None):
         """packer: shared with the models that learn beside the policy."""
@@ -71,6 +75,12 @@ class Learner:
         self.loss = LOSSES.get(config.objective.loss.kind, key="objective.loss.kind")
         self.loss_options = parse_options(self.loss.options, config.objective.loss.options, "objective.loss")
         self.reference: nn.Module | None = None
+        self.value_head: nn.Linear | None = None
+        if config.critic is not None and config.critic.trunk == "shared":
+            dtype = DTYPES[config.model.master_dtype]
+            self.value_head = nn.Linear(policy.config.hidden_size, 1, device=device, dtype=dtype)
+            nn.init.zeros_(self.value_head.weight)  # the first values are 0, as those of a critic of its own
+            nn.init.zeros_(self.value_head.bias)
         self.kl_coef = config.objective.kl.coef
         self.use_optimizer(config.optim, config.train.steps * config.train.optimizer_steps_per_batch)
 
@@ -79,7 +89,12 @@ class Learner:
     def use_optimizer(self, optim: OptimConfig, total_steps: int) -> None:
         """Start a fresh AdamW with its schedule (warm start and RL each have their own)."""
         self.optim, self.total_steps, self.optimizer_steps = optim, total_steps, 0
-        self.optimizer = make_adamw([p for p in self.model.parameters() if p.requires_grad], optim, self.device)
+        self.optimizer = make_adamw(self.trainable(), optim, self.device)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """What the optimizer changes."""
+        head = [] if self.value_head is None else list(self.value_head.parameters())
+        return [p for p in self.model.parameters() if p.requires_grad] + head
 
     def freeze_reference(self) -> None:
         """Keep the present policy as the reference of the KL term. With LoRA the frozen base model serves as one, so
@@ -96,15 +111,17 @@ class Learner:
         """The transformers model inside: with LoRA, the one peft wraps."""
         return model.get_base_model() if self.config.model.lora is not None else model
 
-    def _logp(self, model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """(log-prob of each response token under softmax(logits / temperature), entropy), both [R]."""
-        causal_lm = self.causal_lm(model)
+    def _hidden(self, model: nn.Module, batch: PackedBatch) -> Tensor:
+        """Last hidden states where the response tokens are predicted [R, E]."""
         with autocast(self.device, self.compute_dtype):
-            hidden_TE = packed_forward(causal_lm.model, batch, self.varlen)
-        hidden_RE = hidden_TE[batch.predict_R].to(self.compute_dtype)
+            hidden_TE = packed_forward(self.causal_lm(model).model, batch, self.varlen)
+        return hidden_TE[batch.predict_R]
+
+    def _logp(self, model: nn.Module, batch: PackedBatch, hidden_RE: Tensor) -> tuple[Tensor, Tensor]:
+        """(log-prob of each response token under softmax(logits / temperature), entropy), both [R]."""
         return chunked_logp(
-            hidden_RE,
-            causal_lm.get_output_embeddings().weight,
+            hidden_RE.to(self.compute_dtype),
+            self.causal_lm(model).get_output_embeddings().weight,
             batch.target_R,
             temperature=self.config.rollout.temperature,
             chunk_tokens=self.config.train.logprob_chunk_tokens,
@@ -127,12 +144,25 @@ class Learner:
         assert self.reference is not None
         return self._collect(sequences, self.reference)
 
-    def _collect(self, sequences: Sequence[TokenSequence], model: nn.Module) -> list[Tensor]:
+    @torch.no_grad()
+    def values(self, sequences: Sequence[TokenSequence]) -> list[Tensor]:
+        """V before each token of every response by the value head, one CPU tensor [T_i] each."""
+        return self._collect(sequences, self.model, values=True)
+
+    def _value(self, hidden_RE: Tensor) -> Tensor:
+        assert self.value_head is not None
+        return self.value_head(hidden_RE.to(self.value_head.weight.dtype))[:, 0]
+
+    def _collect(self, sequences: Sequence[TokenSequence], model: nn.Module, values: bool = False) -> list[Tensor]:
         out: dict[int, Tensor] = {}
         was_training = model.training
         model.eval()  # LoRA dropout belongs to the gradient only
         for batch in self._pack(sequences):
-            out |= {i: v.cpu() for i, v in batch.split(self._logp(model, batch)[0]).items()}
+            hidden_RE = self._hidden(model, batch)
+            found_R = self._value(hidden_RE) if values else self._logp(model, batch, hidden_RE)[0]
+            out |= {
+                i: v.to("cpu", torch.promote_types(v.dtype, torch.float32)) for i, v in batch.split(found_R).items()
+            }
         model.train(was_training)
         return [out[i] for i in range(len(sequences))]
 
@@ -220,14 +250,34 @@ class Learner:
                 diagnostics["kl_reference"] = kl_R.detach()
             return loss_R, diagnostics
 
+        value_term = None if self.value_head is None else self._value_term(batch, index)
         try:
-            metrics = self._optimizer_step(trajectories, weight_N, token_loss, keep)
+            metrics = self._optimizer_step(trajectories, weight_N, token_loss, keep, value_term)
         except NonFiniteError as error:
             error.sequences = [index[i] for i in error.sequences]  # of the batch, not of this mini-batch
             raise
         if keep is not None and objective.mismatch.rejection is not None:
             metrics["rejected_share"] = 1 - float(torch.cat(keep).double().mean())
         return metrics
+
+    def _value_term(self, batch: TrainingBatch, index: list[int]) -> ValueTerm:
+        """The token mean of the value loss, times its coefficient: the policy's reduction does not change it."""
+        critic = self.config.critic
+        assert critic is not None
+        options, old, returns = ValueLossOptions(clip=critic.clip), batch.values, batch.returns
+        length_N = torch.tensor([batch.trajectories[i].num_response_tokens for i in index])
+        weight_N = sequence_weights(length_N, batch.included_N[index], "token", None)
+
+        def term(mb: PackedBatch, value_R: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            old_R = mb.flatten([old[i] for i in index]).to(value_R.dtype)
+            return_R = mb.flatten([returns[i] for i in index]).to(value_R.dtype)
+            loss_R, diagnostics = value_loss(value_R, old_R, return_R, options)
+            weight_R = weight_N.to(value_R)[mb.sequence_index][mb.segment_R]
+            loss = (loss_R * weight_R).sum()
+            sums = {name: (values_R * weight_R).sum() for name, values_R in diagnostics.items()}
+            return critic.loss_coef * loss, {"value_loss": loss.detach(), **sums}
+
+        return term
 
     def _correct_mismatch(
         self, old: list[Tensor], sampled: list[Tensor], included_N: Tensor
@@ -253,10 +303,10 @@ class Learner:
         weight_N: Tensor,
         token_loss: TokenLoss,
         keep: list[Tensor] | None = None,
+        value_term: ValueTerm | None = None,
     ) -> dict[str, float]:
-        sums = self.accumulate_gradient(sequences, weight_N, token_loss, keep)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        norm = clip_and_step(parameters, self.optimizer, self.optim, self.optimizer_steps, self.total_steps)
+        sums = self.accumulate_gradient(sequences, weight_N, token_loss, keep, value_term)
+        norm = clip_and_step(self.trainable(), self.optimizer, self.optim, self.optimizer_steps, self.total_steps)
         if norm is None:
             raise NonFiniteError("The gradient norm", list(range(len(sequences))))
         self.optimizer_steps += 1
@@ -268,10 +318,13 @@ class Learner:
         weight_N: Tensor,
         token_loss: TokenLoss,
         keep: list[Tensor] | None = None,
+        value_term: ValueTerm | None = None,
     ) -> dict[str, float]:
         """Back-propagate all micro-batches; return the loss and the token means of the diagnostics. keep: bool, one
-        tensor [T_i] each, the tokens that are in the loss; None: all."""
+        tensor [T_i] each, the tokens that are in the loss; None: all. value_term: of the value head, if there is one;
+        its sums are reported as they are."""
         totals: dict[str, float] = {"loss": 0.0}
+        sums: dict[str, float] = {}
         tokens = 0
         for mb in self._pack(sequences):
             counts = torch.bincount(mb.segment_R, minlength=len(mb.sequence_index))
@@ -280,10 +333,16 @@ class Learner:
                 weight_R = weight_R * mb.flatten(keep)
             if not len(weight_R) or not bool(weight_R.any()):
                 continue  # nothing in this micro-batch takes part in the loss
-            logp_R, entropy_R = self._logp(self.model, mb)
+            hidden_RE = self._hidden(self.model, mb)
+            logp_R, entropy_R = self._logp(self.model, mb, hidden_RE)
             loss_R, diagnostics = token_loss(mb, logp_R, entropy_R)
             # where, not a product: what is left out must not bring a NaN in (0 * NaN is NaN)
             loss = torch.where(weight_R > 0, loss_R * weight_R.to(loss_R.dtype), 0.0).sum()
+            if value_term is not None:
+                value_loss, more = value_term(mb, self._value(hidden_RE))
+                loss = loss + value_loss
+                for name, tensor in more.items():
+                    sums[name] = sums.get(name, 0.0) + float(tensor)
             value = float(loss.detach())
             if not math.isfinite(value):
                 self.optimizer.zero_grad(set_to_none=True)
@@ -294,7 +353,8 @@ class Learner:
             tokens += int(counted_R.sum())
             for name, values_R in diagnostics.items():
                 totals[name] = totals.get(name, 0.0) + float((values_R.detach() * counted_R).sum())
-        return {name: value if name == "loss" else value / max(1, tokens) for name, value in totals.items()}
+        means = {name: value if name == "loss" else value / max(1, tokens) for name, value in totals.items()}
+        return means | sums
 
     # ---- weights and state -------------------------------------------
 
@@ -314,6 +374,8 @@ class Learner:
         }
         if self.reference is not None:
             state["reference"] = self.reference.state_dict()
+        if self.value_head is not None:
+            state["value_head"] = self.value_head.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -330,6 +392,8 @@ class Learner:
         self.kl_coef = state["kl_coef"]
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
+        if self.value_head is not None:
+            self.value_head.load_state_dict(state["value_head"])
 
 
 def merged_lora_weights(causal_lm: nn.Module) -> dict[str, Tensor]:

@@ -192,7 +192,12 @@ def disk_need_mb(config: Config, parameters: int) -> int:
     bytes_per_value = 4 if config.model.master_dtype == "float32" else 2
     kept = config.checkpoint.keep_last + 1 + (config.checkpoint.best_by is not None)
     moments = 0 if config.model.lora is not None else 2
-    copies = 1 + moments + bool(config.train.max_stale_steps) + 3 * (config.critic is not None)
+    copies = (
+        1
+        + moments
+        + bool(config.train.max_stale_steps)
+        + 3 * (config.critic is not None and config.critic.trunk == "own")
+    )
     return 64 + kept * parameters * bytes_per_value * copies // 2**20
 
 

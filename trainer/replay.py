@@ -29,8 +29,11 @@ def write_bundle(session: Session, step: int, batch: TrainingBatch) -> Path:
     (folder / "hf").mkdir(parents=True, exist_ok=True)
     export_hf(folder / "hf", session.learner, session.prepared.tokenizer)
     trajectories = [asdict(t) | {"finish": str(t.finish)} for t in batch.trajectories]
-    torch.save({"trajectories": trajectories, "advantages": batch.advantages, "included": batch.included_N},
-               folder / "batch.pt")  # fmt: skip
+    content = {"trajectories": trajectories, "advantages": batch.advantages, "included": batch.included_N,
+               "values": batch.values, "returns": batch.returns}  # fmt: skip
+    torch.save(content, folder / "batch.pt")
+    if session.learner.value_head is not None:
+        torch.save(session.learner.value_head.state_dict(), folder / "value_head.pt")
     if session.learner.reference is not None:
         torch.save(session.learner.reference.state_dict(), folder / "reference.pt")
     shutil.copy(session.prepared.run_path / "resolved.yaml", folder / "resolved.yaml")
@@ -59,6 +62,8 @@ def replay(bundle: Path) -> list[str]:
     learner.freeze_reference()
     if learner.reference is not None:
         learner.reference.load_state_dict(torch.load(reference, weights_only=True))
+    if learner.value_head is not None:
+        learner.value_head.load_state_dict(torch.load(bundle / "value_head.pt", weights_only=True))
     saved = torch.load(bundle / "batch.pt", weights_only=True)
     trajectories = [Trajectory(**(t | {"finish": Finish(t["finish"])})) for t in saved["trajectories"]]
     bad_weights = [n for n, p in learner.model.named_parameters() if not bool(torch.isfinite(p).all())]
@@ -77,7 +82,10 @@ def replay(bundle: Path) -> list[str]:
         if not bool(torch.isfinite(advantage).all()):
             lines.append(f"{name}: the advantage is not finite")
     try:
-        metrics = learner.update(TrainingBatch(trajectories, saved["advantages"], saved["included"]))
+        batch = TrainingBatch(
+            trajectories, saved["advantages"], saved["included"], values=saved["values"], returns=saved["returns"]
+        )
+        metrics = learner.update(batch)
         lines.append(
             f"the update itself is finite here: loss {metrics.get('loss')}, grad_norm {metrics.get('grad_norm')}"
         )

@@ -6,8 +6,15 @@ an answer is never chosen, but it counts among the samples. Ties go to what was 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
+
+
+def probability_score(logp: Sequence[float]) -> float:
+    """The geometric mean of a response's token probabilities, from their log-probs: ranks as the mean log-prob does,
+    and is positive, so that it can be the weight of a vote. 0 for a response without tokens."""
+    return math.exp(sum(logp) / len(logp)) if logp else 0.0
 
 
 def best_of_n(answers: Sequence[str | None], rewards: Sequence[float]) -> str | None:
@@ -20,7 +27,10 @@ def best_of_n(answers: Sequence[str | None], rewards: Sequence[float]) -> str | 
 
 
 def weighted_majority(answers: Sequence[str | None], weights: Sequence[float]) -> str | None:
-    """The answer whose samples' weights add up highest (all 1: majority); None if no sample has one."""
+    """The answer whose samples' weights add up highest (all 1: majority); None if no sample has one. Raises ValueError
+    for a negative weight, with which a vote for an answer would count against it."""
+    if any(weight < 0 for weight in weights):
+        raise ValueError(f"weights of votes must not be negative, got {min(weights)}: a log-prob or logit is none")
     total: dict[str, float] = {}
     for answer, weight in zip(answers, weights, strict=True):
         if answer is not None:

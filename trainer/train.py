@@ -40,7 +40,7 @@ from trainer.checkpoint import (
 )
 from trainer.compose import to_yaml
 from trainer.config import Config
-from trainer.critic import Critic
+from trainer.critic import Critic, make_critic
 from trainer.derived import render_table
 from trainer.display import Display
 from trainer.evaluate import Estimate, evaluate, verify_trajectories
@@ -127,7 +127,7 @@ class Session:
         policy = load_policy(config.model, config.seed, self.device)
         setup = model_setup(config, self.device)
         self.learner = Learner(config, policy, self.device, setup.packer)
-        self.critic = Critic(config, setup) if config.critic is not None else None
+        self.critic = make_critic(config, setup, self.learner)
         self.engine: Engine = ENGINES.get(config.rollout.engine, key="rollout.engine")(
             policy.config,
             policy.tokenizer,
@@ -197,7 +197,7 @@ class Session:
 
     def models(self) -> dict[str, CoTrained]:
         """Every model that learns beside the policy, by the folder that a checkpoint keeps it in."""
-        critic = {} if self.critic is None else {"critic": self.critic}
+        critic: dict[str, CoTrained] = {"critic": self.critic} if isinstance(self.critic, Critic) else {}
         return critic | {
             f"sources/{source_name}/{name}": model
             for source_name, source in zip(self.source_names, self.sources, strict=True)

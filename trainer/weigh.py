@@ -46,7 +46,7 @@ def weigh(session: Session, kept: Kept, signals: Sequence[Signal]) -> tuple[Trai
     for source, part, signal in zip(session.sources, session.config.sources, signals, strict=True):
         if source.phase == "credit":
             reward_N = reward_N + part.weight * signal.outcome_N
-    inputs = AdvantageInputs(reward_N, kept.group_N, length_N)
+    inputs = AdvantageInputs(reward_N, kept.group_N, length_N, baseline_N=kept.baseline_N)
     kl_R, old, metrics = kl_in_reward(session, trajectories)
     inputs, shaping = shaped(session, inputs, trajectories, signals, kl_R)
     values, returns = [], []

@@ -13,7 +13,7 @@ def advantage(kind: str) -> list[str]:
     return [f"objective.advantage={{kind: {kind}}}"]
 
 
-@pytest.mark.parametrize(("kind", "need"), [("remax", "baseline_N"), ("gae", "value_R")])
+@pytest.mark.parametrize(("kind", "need"), [("gae", "value_R")])
 def test_an_estimator_whose_input_nothing_gives_is_refused_before_compute(kind: str, need: str) -> None:
     with pytest.raises(ConfigError, match=f"{kind} needs {need}"):
         load_recipe("quickstart", [*advantage(kind), KEEP_FLAT])

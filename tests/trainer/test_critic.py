@@ -28,7 +28,7 @@ from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.compose import load_recipe
 from trainer.config import Config
 from trainer.critic import Critic
-from trainer.learner import TrainingBatch
+from trainer.learner import Learner, TrainingBatch
 from verifiers.errors import ConfigError
 from verifiers.options import parse_options
 
@@ -166,6 +166,79 @@ def test_a_restored_critic_continues_bit_for_bit(tmp_path: Path) -> None:
     assert all(torch.equal(t, other.weights()[n]) for n, t in critic.weights().items())
 
 
+# ---- a shared trunk ----------------------------------------------
+
+SHARED = {**OVERRIDES, "critic": {"trunk": "shared", "loss_coef": 0.5}}
+
+
+def shared_batch(learner: Learner, included: list[bool] | None = None) -> TrainingBatch:
+    batch = training_batch(random_trajectories(), included=included)
+    batch.values = learner.values(batch.trajectories)
+    batch.returns = [torch.linspace(0, 1, t.num_response_tokens) + t.sample for t in batch.trajectories]
+    return batch
+
+
+def sharp_head(learner: Learner) -> Learner:
+    assert learner.value_head is not None
+    sharpen(learner.value_head)
+    return learner
+
+
+def test_a_shared_critic_starts_at_zero_and_adds_its_loss_to_the_policys() -> None:
+    learner, plain = make_learner(SHARED), make_learner()
+    batch = shared_batch(learner)
+    assert all(not bool(v.any()) for v in batch.values)
+    alone = plain.update(training_batch(random_trajectories()))
+    both = learner.update(batch)
+    expected = 0.5 * float(torch.cat(batch.returns).square().mean())  # values of 0, nothing clipped
+    assert both["value_loss"] == pytest.approx(expected, rel=1e-5)
+    assert both["loss"] == pytest.approx(alone["loss"] + 0.5 * expected, rel=1e-5)
+
+
+def test_the_values_of_a_shared_critic_approach_the_returns() -> None:
+    learner = make_learner({**SHARED, "critic": {"trunk": "shared", "loss_coef": 1.0, "clip": None}})
+    losses = []
+    for _ in range(30):
+        batch = shared_batch(learner)
+        batch.advantages = [torch.zeros_like(a) for a in batch.advantages]
+        losses.append(learner.update(batch)["value_loss"])
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_the_update_with_a_shared_critic_does_not_depend_on_micro_batches() -> None:
+    after = []
+    for max_tokens in (4096, 25):
+        learner = sharp_head(make_learner({**SHARED, "train.max_tokens_per_microbatch": max_tokens, "optim.eps": 1e-3}))
+        learner.update(shared_batch(learner, included=[True] * 5 + [False] * 3))
+        assert learner.value_head is not None
+        after.append({**learner.weights(), **learner.value_head.state_dict()})
+    for name, tensor in after[0].items():
+        torch.testing.assert_close(tensor, after[1][name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_restored_shared_critic_continues_bit_for_bit(tmp_path: Path) -> None:
+    learner = sharp_head(make_learner(SHARED))
+    learner.update(shared_batch(learner))
+    path = save_checkpoint(tmp_path, 1, learner, tokenizer(), {"step": 1}, {})
+    other = make_learner(SHARED)
+    load_checkpoint(path, other)
+    batch = shared_batch(learner)
+    assert learner.update(copy.deepcopy(batch)) == other.update(shared_batch(other))
+    for mine, theirs in zip(learner.trainable(), other.trainable(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_critic_beside_an_adapter_is_a_full_model_that_starts_as_the_merged_policy() -> None:
+    lora = {"model.lora": {"rank": 2, "alpha": 4.0}}
+    learner, critic = make_learner(lora), make_critic(lora, sharp=False)
+    learner.update(training_batch(random_trajectories()))
+    critic.start_from(learner.weights())
+    for name, tensor in critic.trunk.state_dict().items():
+        assert torch.equal(tensor, learner.weights()[f"model.{name}"])
+    losses = [critic.update(judged_batch(critic))["loss"] for _ in range(3)]
+    assert losses[-1] < losses[0]
+
+
 # ---- recipes -----------------------------------------------------
 
 
@@ -178,6 +251,9 @@ def test_a_critic_that_nothing_uses_is_refused() -> None:
     ("overrides", "message"),
     [
         ({"critic": {"optim": {"lr": 1e-3}, "warmup_steps": 10}}, "leaves no round"),
+        ({"critic": {"trunk": "own"}}, "needed there"),
+        ({"critic": {"trunk": "shared", "optim": {"lr": 1e-3}}}, "a shared trunk has the policy's"),
+        ({"critic": {"trunk": "shared", "warmup_steps": 2}}, "would train the policy"),
     ],
 )
 def test_impossible_critics_are_refused(overrides: dict[str, Any], message: str) -> None:

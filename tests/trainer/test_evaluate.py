@@ -10,9 +10,18 @@ from data.example import Example, Message
 from rollout.engine import SamplingParams
 from rollout.trajectory import Finish
 from tests.helpers import make_config, make_engine, tiny_model, trajectory
-from trainer.evaluate import bootstrap, evaluate, majority, pass_at_k, summarise, verify_trajectories
+from trainer.evaluate import (
+    bootstrap,
+    chosen_scores,
+    evaluate,
+    majority,
+    pass_at_k,
+    summarise,
+    summarise_chosen,
+    verify_trajectories,
+)
 from verifiers import Runner
-from verifiers.errors import RunError
+from verifiers.errors import ConfigError, RunError
 from verifiers.verdict import Status, Verdict
 
 
@@ -147,6 +156,67 @@ def test_an_evaluation_of_faults_only_is_an_error_not_a_zero():
         summarise([[FAULT], [FAULT]], 100, 0)
 
 
+# ---- chosen answers ----------------------------------------------
+
+A6B3C1 = ["a"] * 6 + ["b"] * 3 + ["c"]
+REWARDS = [0.2] * 6 + [0.6] * 3 + [0.9]
+
+
+def test_best_of_n_weighted_majority_and_best_of_majority_choose_differently():
+    """The published example: c has the best sample, b the largest sum of weights, a the most votes."""
+    for answer, best_of in (("a", set()), ("b", {"wmaj", "bom"}), ("c", {"bon"})):
+        scores = [float(x == answer) for x in A6B3C1]
+        found = chosen_scores(scores, A6B3C1, REWARDS, None)
+        assert found == {method: float(method in best_of) for method in ("bon", "wmaj", "bom")}
+
+
+def test_a_higher_alpha_asks_more_samples_of_an_answer_and_two_are_always_asked():
+    right_a, right_b = ([float(x == answer) for x in A6B3C1] for answer in "ab")
+    assert chosen_scores(right_a, A6B3C1, REWARDS, 0.5)["bom"] == 1.0
+    for alpha in (None, 0.11, 0.3):
+        assert chosen_scores(right_b, A6B3C1, REWARDS, alpha)["bom"] == 1.0
+
+
+def test_one_judged_sample_is_chosen_and_no_answer_at_all_is_worth_nothing():
+    assert chosen_scores([1.0], ["a"], [0.1], 0.5) == {"bon": 1.0, "wmaj": 1.0, "bom": 1.0}
+    assert chosen_scores([0.0, 0.0], [None, None], [0.9, 0.9], None) == {"bon": 0.0, "wmaj": 0.0, "bom": 0.0}
+
+
+def test_a_chosen_answer_is_worth_the_mean_of_its_samples():
+    assert chosen_scores([1.0, 0.5, 0.0], ["a", "a", "b"], [0.9, 0.1, 0.5], None)["bon"] == 0.75
+
+
+def test_chosen_answers_of_prompts_with_faults_by_hand():
+    rows = [[right("a"), wrong("b"), wrong("b"), FAULT], [FAULT] * 4, [wrong("b"), right("a"), SILENT, wrong("c")]]
+    rewards = [[0.5, 0.2, 0.2, 9.0], [1.0] * 4, [0.3, 0.4, 0.9, 0.2]]
+    found = {n: e.value for n, e in summarise_chosen(rows, rewards, None, 100, 0).items()}
+    # the second prompt has no answer given twice: Best-of-Majority takes what was sampled first
+    assert found == {"bon@4": 1.0, "wmaj@4": 1.0, "bom@4": 0.0}
+
+
+def test_votes_are_counted_by_mathematical_equivalence():
+    """Four spellings of one half outvote three samples of one third."""
+    spelled = [r"\boxed{\frac{1}{2}}", r"\boxed{0.5}", r"\boxed{\dfrac24}", r"\boxed{50\%}"] + [r"\boxed{1/3}"] * 3
+    samples = [trajectory([1], [2], text=text) for text in spelled]
+    half = [Example(f"q{i}", (Message("user", "?"),), gold="1/2") for i in range(7)]
+    with Runner("math", {}) as runner:
+        verdicts = verify_trajectories(runner, samples, half)
+    assert len({v.answer for v in verdicts}) == 2
+    assert summarise([verdicts], 100, 0)["maj@7"].value == 1.0
+    chosen = summarise_chosen([verdicts], [[0.1] * 4 + [0.12] * 3], None, 100, 0)
+    assert {n: e.value for n, e in chosen.items()} == {"bon@7": 0.0, "wmaj@7": 1.0, "bom@7": 0.0}
+
+
+@pytest.mark.parametrize(("options", "match"), [
+    ({"scorer": "mean_logprob", "samples_per_prompt": 1}, "at least 2"),
+    ({"bom_alpha": 0.5}, "needs eval.scorer"),
+    ({"scorer": "mean_logprob", "bom_alpha": 0.25}, "ever too rare"),
+])  # fmt: skip
+def test_settings_that_choose_nothing_are_refused(options, match):
+    with pytest.raises(ConfigError, match=match):
+        make_config({"eval": options})
+
+
 # ---- with an engine ----------------------------------------------
 
 
@@ -176,3 +246,22 @@ def test_an_evaluation_is_the_same_each_time_and_knows_every_trajectory():
     assert [t.response_ids for t, _ in pairs] != [t.response_ids for t, _ in other[2]]
     again = engine.generate([], 1, SamplingParams(8), 0)
     assert again == []
+
+
+def test_a_scorer_adds_the_answers_it_chooses_and_changes_nothing_else():
+    engine, ids = make_engine(tiny_model()), {e.id: [5, 6, 7 + i] for i, e in enumerate(examples(4))}
+    found = []
+    for scorer in (None, "mean_logprob"):
+        config = make_config({"eval": {"samples_per_prompt": 3, "max_response_tokens": 8, "scorer": scorer}})
+        with Runner("exact", {}) as runner:
+            found.append(evaluate(config, engine, runner, examples(4), ids, "a"))
+    (plain, facts, pairs), (metrics, other_facts, other_pairs) = found
+    assert metrics.keys() - plain.keys() == {"bon@3", "wmaj@3", "bom@3"}
+    assert {n: metrics[n] for n in plain} == plain
+    assert (facts, [t for t, _ in pairs]) == (other_facts, [t for t, _ in other_pairs])
+    best = []
+    for prompt in range(4):
+        mine = [(t, v) for t, v in pairs if t.group == prompt and v.answer is not None]
+        most_likely = max(mine, key=lambda row: sum(row[0].logp_model) / len(row[0].logp_model), default=None)
+        best.append(most_likely[1].score if most_likely else 0.0)
+    assert metrics["bon@3"].value == sum(best) / 4

@@ -1,12 +1,13 @@
 """Choosing answers at test time: the published example, the limits at which the methods meet, ties and gaps."""
 
+import math
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.selection import best_of_majority, best_of_n, weighted_majority
+from trainer.selection import best_of_majority, best_of_n, probability_score, weighted_majority
 
 EXAMPLE = (["A"] * 6 + ["B"] * 3 + ["C"], [0.2] * 6 + [0.6] * 3 + [0.9])
 SAMPLES = st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d", None]), st.integers(-5, 5)), min_size=1, max_size=20)
@@ -75,6 +76,17 @@ def test_the_reward_of_an_answer_is_the_mean_or_the_maximum_of_its_samples():
 def test_weighted_majority_adds_up_the_weights():
     assert weighted_majority(["a", "b", "a"], [0.3, 0.5, 0.3]) == "a"
     assert weighted_majority(["a", "b", "a"], [0.2, 0.5, 0.2]) == "b"
+
+
+def test_a_log_prob_is_no_weight_of_a_vote():
+    with pytest.raises(ValueError, match="negative"):
+        weighted_majority(["a", "a", "b"], [-1.0, -1.0, -1.5])
+
+
+def test_the_score_of_a_response_is_the_geometric_mean_of_its_probabilities():
+    assert probability_score([math.log(0.5), math.log(0.125)]) == pytest.approx(0.25)
+    assert probability_score([-1e6]) == 0.0
+    assert probability_score([]) == 0.0
 
 
 def test_ties_go_to_what_was_sampled_first():
