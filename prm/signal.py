@@ -144,7 +144,7 @@ class SourceContext:
 
 class Source:
     """A reward source: a rule verifier, an implicit PRM, a judge over HTTP, a VerifyRM. Subclass and register it (or
-    name it as ``package.module:Class``, or announce it as an entry point of the group ``assay.reward_sources``).
+    name it as ``package.module:Class``, or announce it as an entry point of the group ``assay.reward_source``).
 
     It is built as ``Class(options, context)``; `options` is an instance of its nested pydantic model `Options`, so that
     a recipe's typos are caught before compute.
@@ -199,4 +199,4 @@ class Source:
         pass
 
 
-SOURCES: Registry[type[Source]] = Registry("reward source", "prm", entry_points="assay.reward_sources")
+SOURCES: Registry[type[Source]] = Registry("reward source", "prm")

@@ -19,11 +19,12 @@ T = TypeVar("T")
 
 class Registry(Generic[T]):
     """Maps a kind to an object. `noun` is used in messages; `package` is the folder whose modules register
-    themselves; `entry_points` is the group under which other installed packages announce theirs: ``kind =
-    "package.module:Object"``, imported when a recipe names it."""
+    themselves. Other installed packages announce theirs as entry points of the group ``assay.NOUN`` (blanks as
+    underscores): ``kind = "package.module:Object"``, imported when a recipe names it."""
 
-    def __init__(self, noun: str, package: str, entry_points: str | None = None):
-        self.noun, self.package, self.entry_points = noun, package, entry_points
+    def __init__(self, noun: str, package: str):
+        self.noun, self.package = noun, package
+        self.entry_points = "assay." + noun.replace(" ", "_")
         self._entries: dict[str, T] = {}
         self._discovered = False
 
@@ -58,8 +59,6 @@ class Registry(Generic[T]):
 
     def _announced(self) -> dict[str, str]:
         """What other installed packages announce: {kind: "package.module:Object"}. Our own kinds win."""
-        if self.entry_points is None:
-            return {}
         from importlib.metadata import entry_points  # slow to import, and few recipes need it
 
         return {entry.name: entry.value for entry in entry_points(group=self.entry_points)}

@@ -57,7 +57,9 @@ def test_countdown_runs_with_its_own_verifier(tmp_path: Path) -> None:
     assert "countdown/avg@2" in metrics(tmp_path)[0]
 
 
-@pytest.mark.parametrize("objective", ["dr_grpo", "rloo", "reinforce_pp", "dapo", "gspo", "cispo", "ppo"])
+@pytest.mark.parametrize(
+    "objective", ["dr_grpo", "rloo", "reinforce_pp", "dapo", "gspo", "cispo", "ppo", "ppo_shared", "remax"]
+)
 def test_every_objective_takes_a_finite_step_that_changes_the_policy(tmp_path: Path, objective: str) -> None:
     assert run(tmp_path, f"objective={objective}", *BY_LENGTH) == 0
     step = metrics(tmp_path)[1]
