@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from data.sampler import Sampler
+from prm.signal import Signal
 from rollout.trajectory import Finish
 from trainer.collect import Rollouts, collect
 from trainer.learner import NonFiniteError, TrainingBatch
@@ -71,7 +73,10 @@ def run_steps(session: Session, state: LoopState) -> None:
         with clock("learn_s"):
             try:
                 check_finite(batch)
-                session.folder.write_trajectories(state.step + 1, trajectory_rows(rollouts, batch))
+                session.folder.write_trajectories(
+                    state.step + 1,
+                    trajectory_rows(rollouts, batch, dict(zip(session.source_names, signals, strict=True))),
+                )
                 check_faults(session, rollouts)
                 if config.critic is None or state.step >= config.critic.warmup_steps:
                     metrics |= {f"policy/{k}": v for k, v in session.learner.update(batch).items()}
@@ -143,9 +148,12 @@ def step_metrics(rollouts: Rollouts) -> dict[str, float]:
     return metrics
 
 
-def trajectory_rows(rollouts: Rollouts, batch: TrainingBatch) -> list[dict[str, Any]]:
-    """One JSON object a trajectory, for ``trajectories/``."""
-    advantage = {i: batch.advantages[k] for k, i in enumerate(rollouts.kept)}
+def trajectory_rows(
+    rollouts: Rollouts, batch: TrainingBatch, kept: Mapping[str, Signal] | None = None
+) -> list[dict[str, Any]]:
+    """One JSON object a trajectory, for ``trajectories/``. kept: by source, what it said about those trained on."""
+    place = {i: k for k, i in enumerate(rollouts.kept)}
+    advantage = {i: batch.advantages[k] for i, k in place.items()}
     verdicts = rollouts.verdicts
     rows = []
     for i, (trajectory, example) in enumerate(zip(rollouts.trajectories, rollouts.examples, strict=True)):
@@ -172,8 +180,20 @@ def trajectory_rows(rollouts: Rollouts, batch: TrainingBatch) -> list[dict[str, 
             row["verdict"] = {"status": str(v.status), "score": v.score, "answer": v.answer, "evidence": v.evidence,
                               "parts": dict(v.parts),
                               "milliseconds": round(v.milliseconds, 3)}  # fmt: skip
+        said = {name: said_of(signal, place[i]) for name, signal in (kept or {}).items()} if i in place else {}
+        row["sources"] = {name: facts for name, facts in said.items() if facts}
         rows.append(row)
     return rows
+
+
+def said_of(signal: Signal, index: int) -> dict[str, Any]:
+    """What a source said about one trajectory beside its outcome: labels, and numbers for its tokens."""
+    facts: dict[str, Any] = {n: values[index] for n, values in signal.labels.items() if n != "verdict"}
+    for name in ("token_reward", "token_weight", "token_label"):
+        tensors = getattr(signal, name)
+        if tensors is not None:
+            facts[name] = [round(v, 6) for v in tensors[index].tolist()]
+    return facts
 
 
 # ---- alarms ------------------------------------------------------

@@ -161,6 +161,18 @@ def test_nothing_kept_is_an_empty_batch():
 # ---- records and alarms ------------------------------------------
 
 
+def test_a_row_holds_what_the_sources_said_about_a_trained_trajectory():
+    r = rollouts(in_groups(0, 0, 0), [1.0, 0.0, 0.0], kept=[0, 2])
+    weights = [torch.tensor([0.25, 1 / 3]), torch.tensor([1.0, 0.0])]
+    signal = Signal(torch.zeros(2), token_weight=weights, labels={"why": ["a", "b"], "verdict": [1, 2]})
+    rows = trajectory_rows(r, weigh(session(), r), {"judge": signal, "rule": Signal.silent(2)})
+    assert [row["sources"] for row in rows] == [
+        {"judge": {"why": "a", "token_weight": [0.25, 0.333333]}},
+        {},
+        {"judge": {"why": "b", "token_weight": [1.0, 0.0]}},
+    ]
+
+
 def judged(*statuses):
     return [Verdict(None if s is Status.VERIFIER_FAULT else float(s is Status.CORRECT), s, "why") for s in statuses]
 
