@@ -110,10 +110,16 @@ def summarise(verdicts_PK: Sequence[Sequence[Verdict]], resamples: int, seed: in
         if rows:
             metrics[f"pass@{k}"] = bootstrap(rows, resamples, seed)
         k *= 2
-    if k_max > 1:
+    if k_max > 1 and gives_answers(judged):
         votes = [majority(s, [v.answer for v in row]) for s, row in zip(score, judged, strict=True)]
         metrics[f"maj@{k_max}"] = bootstrap(votes, resamples, seed)
     return metrics
+
+
+def gives_answers(judged: Sequence[Sequence[Verdict]]) -> bool:
+    """Whether there is something to vote on: no, if what is right has no answer in words (programs)."""
+    verdicts = [v for row in judged for v in row]
+    return any(v.answer is not None for v in verdicts) or not any(v.status is Status.CORRECT for v in verdicts)
 
 
 def summarise_chosen(

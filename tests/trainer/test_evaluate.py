@@ -265,3 +265,10 @@ def test_a_scorer_adds_the_answers_it_chooses_and_changes_nothing_else():
         most_likely = max(mine, key=lambda row: sum(row[0].logp_model) / len(row[0].logp_model), default=None)
         best.append(most_likely[1].score if most_likely else 0.0)
     assert metrics["bon@3"].value == sum(best) / 4
+
+
+def test_there_is_no_majority_of_programs():
+    right, wrong = Verdict(1.0, Status.CORRECT, ""), Verdict(0.0, Status.WRONG, "")
+    assert "maj@2" not in summarise([[right, wrong]], 100, 0)
+    assert "maj@2" in summarise([[wrong, wrong]], 100, 0)
+    assert "maj@2" in summarise([[Verdict(1.0, Status.CORRECT, "", answer="4"), wrong]], 100, 0)
