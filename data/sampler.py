@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Sampler:
-    """Passes over all examples in a fresh order each epoch.
+    """Passes over all examples in a fresh order each epoch; what was put back comes first.
 
     Every worker holds the same sampler, draws the same global batch and takes its own `shard` of it. The state is that
     of the global stream, so a run may resume with another number of workers.
@@ -20,6 +20,7 @@ class Sampler:
 
     def __init__(self, num_examples: int, seed: int):
         self.num_examples, self.seed = num_examples, seed
+        self._put_back: list[int] = []
         self._start_epoch(0, held_back=[], head=0)
 
     def next(self, n: int) -> list[int]:
@@ -32,6 +33,21 @@ class Sampler:
                 why="the same prompt twice in one batch would count twice in the gradient",
                 fix=f"set prompts_per_step to at most {self.num_examples}, or use more data",
             )
+        batch: list[int] = []
+        offered, self._put_back = self._put_back, []
+        while True:
+            for i in offered:  # one that is in the batch already waits for the next
+                (self._put_back if i in batch or len(batch) == n else batch).append(i)
+            if len(batch) == n:
+                return batch
+            offered = self._from_stream(n - len(batch))
+
+    def put_back(self, indices: Sequence[int]) -> None:
+        """Give these first in the next batch: prompts that were drawn and not used."""
+        self._put_back += indices
+
+    def _from_stream(self, n: int) -> list[int]:
+        """The next `n` of the epochs, all different."""
         batch = self._order[self._position : self._position + n]
         self._position += len(batch)
         if len(batch) < n:
@@ -56,7 +72,8 @@ class Sampler:
         self._held_back, self._head = held_back, head
 
     def state_dict(self) -> dict[str, Any]:
-        """The exact position, as plain JSON data. Its size does not grow with the dataset."""
+        """The exact position, as plain JSON data. Its size does not grow with the dataset, but with what was put
+        back."""
         return {
             "num_examples": self.num_examples,
             "seed": self.seed,
@@ -64,6 +81,7 @@ class Sampler:
             "position": self._position,
             "held_back": list(self._held_back),
             "head": self._head,
+            "put_back": list(self._put_back),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -77,7 +95,7 @@ class Sampler:
                     fix="resume with the data and seed of the first run, or start a new run",
                 )
         self._start_epoch(state["epoch"], held_back=list(state["held_back"]), head=state["head"])
-        self._position = state["position"]
+        self._position, self._put_back = state["position"], list(state["put_back"])
 
 
 def shard(items: Sequence[T], rank: int, world_size: int) -> list[T]:

@@ -6,8 +6,9 @@ Shapes: N trajectories of a step.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 from data.example import Example
 from prm.signal import Kept, Signal, Source, verdicts_in
 from rollout.engine import Prompt, SamplingParams, derive_seed
-from rollout.trajectory import Trajectory
+from rollout.trajectory import Finish, Trajectory
+from trainer.config import KeepConfig, PassRateBand
 from verifiers.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
 class Rollouts:
     """All trajectories of a step with what the sources said. reward_N: weighted sum of outcomes, NaN where any source
     could not judge. baseline_N: the same of the greedy response to the prompt, if the estimator wants it. kept: indices
-    of the trajectories that are trained on, whole groups in order. verify_wait_s: how long the
-    loop waited for the sources once everything was generated (a clock reading)."""
+    of the trajectories that are trained on, whole groups in order. dropped: groups that rollout.keep left out, by the
+    reason, and surplus prompts put back. verify_wait_s: how long the loop waited for the sources once everything was
+    generated (a clock reading)."""
 
     trajectories: list[Trajectory]
     examples: list[Example]
@@ -41,6 +44,7 @@ class Rollouts:
     flat_groups: int
     verify_wait_s: float = 0.0
     baseline_N: Tensor | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
 
     def what_is_kept(self, step: int) -> Kept:
         """For the sources that give credit, and for learning."""
@@ -76,12 +80,15 @@ def collect(session: Session, state: LoopState) -> Rollouts:
     rewards: list[Tensor] = []
     baselines: list[Tensor] = []
     kept: list[int] = []
+    dropped: Counter[str] = Counter()
+    indices: list[int] = []  # of the drawn examples, by group
     flat_groups = refills = 0
     verify_wait_s = 0.0
     for attempt in range(1 + zero_variance.max_refills):
         refills = attempt
-        drawn = [train[i] for i in state.sampler.next(rollout.prompts_per_step)]
-        offset = attempt * rollout.prompts_per_step
+        offset = len(indices)
+        indices += state.sampler.next(rollout.prompts_per_batch)
+        drawn = [train[i] for i in indices[offset:]]
         prompts = [Prompt(e.id, offset + p, session.prepared.prompt_ids[e.id]) for p, e in enumerate(drawn)]
         seed = derive_seed(config.seed, "rollout", state.step, attempt)
         judging = Judging(session.sources, {prompt.group: e for prompt, e in zip(prompts, drawn, strict=True)})
@@ -98,7 +105,9 @@ def collect(session: Session, state: LoopState) -> Rollouts:
             reward_N = torch.where(greedy_N.isnan(), greedy_N, reward_N)  # no baseline, no advantage
             baselines.append(greedy_N)
         groups, flat = informative_groups(new, reward_N, zero_variance.drop)
+        groups, reasons = wanted_groups(new, verdicts_in(signals), groups, rollout.keep)
         flat_groups += flat
+        dropped += reasons
         kept += [len(trajectories) + i for group in groups for i in group]
         trajectories += new
         examples += [drawn[t.group - offset] for t in new]
@@ -106,9 +115,13 @@ def collect(session: Session, state: LoopState) -> Rollouts:
         rewards.append(reward_N)
         if len({trajectories[i].group for i in kept}) >= rollout.prompts_per_step:
             break
+    good = list(dict.fromkeys(trajectories[i].group for i in kept))
     kept = first_groups(trajectories, kept, rollout.prompts_per_step)
+    if rollout.keep.put_back_surplus:
+        surplus = good[rollout.prompts_per_step :]
+        state.sampler.put_back([indices[group] for group in surplus])
+        dropped["put_back"] = len(surplus)
     merged = [Signal.concat([p[s] for p in parts]) for s in range(len(session.sources))]
-    total_groups = (refills + 1) * rollout.prompts_per_step
     return Rollouts(
         trajectories,
         examples,
@@ -116,10 +129,11 @@ def collect(session: Session, state: LoopState) -> Rollouts:
         torch.cat(rewards),
         kept,
         refills,
-        total_groups,
+        len(indices),
         flat_groups,
         verify_wait_s,
         torch.cat(baselines) if baselines else None,
+        dict(dropped),
     )
 
 
@@ -176,6 +190,31 @@ def informative_groups(
             groups.setdefault(trajectory.group, []).append(i)
     flat = {g for g, index in groups.items() if len({float(reward_N[i]) for i in index}) == 1}
     return [index for g, index in groups.items() if not (drop_zero_variance and g in flat)], len(flat)
+
+
+def wanted_groups(
+    trajectories: list[Trajectory], verdicts: list[Verdict], groups: list[list[int]], keep: KeepConfig
+) -> tuple[list[list[int]], Counter[str]]:
+    """(those of `groups` that `keep` lets pass, how many it left out for each reason). A group's pass rate is the mean
+    score of its judged samples, in float32 as the bounds."""
+    wanted, left_out = [], Counter[str]()
+    for index in groups:
+        if keep.drop_truncated and any(trajectories[i].finish == Finish.LENGTH for i in index):
+            left_out["truncated"] += 1
+        elif keep.pass_rate is not None and not in_band([verdicts[i].score or 0.0 for i in index], keep.pass_rate):
+            left_out["pass_rate"] += 1
+        else:
+            wanted.append(index)
+    return wanted, left_out
+
+
+def in_band(scores: Sequence[float], band: PassRateBand) -> bool:
+    rate, low, high = float32(scores).mean(), float32(band.low), float32(band.high)
+    return bool(low < rate < high if band.strict else low <= rate <= high)
+
+
+def float32(values: float | Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def first_groups(trajectories: list[Trajectory], kept: list[int], limit: int) -> list[int]:

@@ -13,6 +13,7 @@ from verifiers.errors import ConfigError
 TEACH_FROM_FLAT_GROUPS = ("reinforce_pp", "remax", "gae", "multi_stream", "stable_reinforce")
 SEQUENCE_LOSSES = ("gspo", "gmpo", "sapo", "stable_reinforce")
 NEEDS_VERDICTS = ("cosine", "relative_length")
+TOKEN_REWARD_SOURCES = ("implicit",)
 
 
 def check_objective(config: Config) -> None:
@@ -23,6 +24,7 @@ def check_objective(config: Config) -> None:
     _check_needs(config, estimator)
     _check_flat_groups(config)
     _check_shaping(config, estimator)
+    _check_sources(config, estimator)
 
 
 def warnings(config: Config) -> list[str]:
@@ -112,6 +114,26 @@ def _check_shaping(config: Config, estimator: AdvantageEstimator) -> None:
                 where=f"objective.shaping.{i}.form",
                 why="the penalty would do nothing",
                 fix="form=sparse, or an estimator with rewards to go: reinforce_pp, multi_stream",
+            )
+
+
+def _check_sources(config: Config, estimator: AdvantageEstimator) -> None:
+    takes_dense = estimator.uses_token_reward or "stream_RK" in estimator.needs
+    for i, part in enumerate(config.sources):
+        if part.kind in TOKEN_REWARD_SOURCES and not takes_dense:
+            raise ConfigError(
+                f"The source '{part.kind}' rewards single tokens, and objective.advantage.kind="
+                f"{config.objective.advantage.kind} does not use them.",
+                where=f"sources.{i}.kind",
+                why="its model would cost time and memory, and do nothing",
+                fix="an estimator of token rewards: prime_rloo, prime_grpo, gae, multi_stream, reinforce_pp",
+            )
+        unknown = config.rollout.top_p < 1 and config.rollout.temperature != 1
+        if part.kind == "implicit" and part.options.get("reference") == "moving" and unknown:
+            raise ConfigError(
+                "The engine gives no log-probs of the tempered policy without top-p, which reference=moving needs.",
+                where=f"sources.{i}.reference",
+                fix="rollout.top_p=1.0, rollout.temperature=1.0, or reference=frozen",
             )
 
 

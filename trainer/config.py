@@ -16,7 +16,8 @@ from rollout.options import ModelConfig, OptimConfig
 from verifiers.options import Options
 
 # advantage estimators with a baseline from the other samples of the prompt
-_COMPARE_SAMPLES = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "opo", "gpg", "passk_grpo")
+_COMPARE_SAMPLES = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "opo", "gpg", "passk_grpo",
+                    "prime_rloo", "prime_grpo")  # fmt: skip
 
 
 class Part(BaseModel):
@@ -78,6 +79,37 @@ class SourcePart(Part):
     weight: float = 1.0
 
 
+class PassRateBand(Options):
+    """Groups whose mean verdict lies in [low, high], or strictly between them, are kept. Compared in float32: 1/5 is
+    0.2."""
+
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+    strict: bool = False
+
+    @model_validator(mode="after")
+    def _is_a_band(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low={self.low} exceeds high={self.high}")
+        return self
+
+
+class KeepConfig(Options):
+    """Which groups of a batch are trained on, beside objective.zero_variance, and what becomes of the rest. oversample:
+    prompts are drawn in batches of so many times prompts_per_step. drop_truncated: a group with a response that hit the
+    token limit. put_back_surplus: the prompts of groups that were good and too many come first in the next step, with
+    fresh samples."""
+
+    pass_rate: PassRateBand | None = None
+    drop_truncated: bool = False
+    oversample: int = Field(default=1, ge=1)
+    put_back_surplus: bool = False
+
+    @property
+    def drops(self) -> bool:
+        return self.pass_rate is not None or self.drop_truncated
+
+
 class RolloutConfig(Options):
     engine: str = "torch"
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -88,6 +120,12 @@ class RolloutConfig(Options):
     top_p: float = Field(default=1.0, gt=0, le=1)
     stop: list[str] = []
     max_rows: int = Field(default=64, ge=1)
+    keep: KeepConfig = KeepConfig()
+
+    @property
+    def prompts_per_batch(self) -> int:
+        """Drawn and sampled at once."""
+        return self.prompts_per_step * self.keep.oversample
 
 
 class KLController(Options):
@@ -186,16 +224,10 @@ class OverlongConfig(Options):
 
 class ZeroVarianceConfig(Options):
     """Groups whose outcomes are all equal teach nothing. drop: leave them out; max_refills: how many more batches of
-    prompts may be sampled in a step to replace them."""
+    prompts may be sampled in a step to replace what was dropped, by this or by rollout.keep."""
 
     drop: bool = True
     max_refills: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _refills_need_drop(self) -> Self:
-        if self.max_refills and not self.drop:
-            raise ValueError(f"max_refills={self.max_refills} replaces dropped groups: set drop=true or max_refills=0")
-        return self
 
 
 class ObjectiveConfig(Options):
@@ -365,6 +397,15 @@ class Config(Options):
         if compares and self.rollout.samples_per_prompt < 2:
             raise ValueError(f"objective.advantage.kind={advantage.kind} compares samples of one prompt: "
                              "rollout.samples_per_prompt must be at least 2")  # fmt: skip
+        zero_variance, keep = self.objective.zero_variance, self.rollout.keep
+        if zero_variance.max_refills and not (zero_variance.drop or keep.drops):
+            raise ValueError(f"objective.zero_variance: max_refills={zero_variance.max_refills} replaces dropped "
+                             "groups: set drop=true or max_refills=0")  # fmt: skip
+        if keep.put_back_surplus and keep.oversample == 1 and not zero_variance.max_refills:
+            raise ValueError("rollout.keep.put_back_surplus does nothing where no step samples more groups than it "
+                             "trains on: set rollout.keep.oversample or zero_variance.max_refills")  # fmt: skip
+        if keep.pass_rate is not None and not any(source.kind == "rule" for source in self.sources):
+            raise ValueError("rollout.keep.pass_rate needs verdicts, and no source gives them: add the source rule")
         if groups % self.train.minibatches_per_step:
             raise ValueError(f"train.minibatches_per_step={self.train.minibatches_per_step} must divide "
                              f"rollout.prompts_per_step={groups}")  # fmt: skip

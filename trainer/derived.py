@@ -37,7 +37,7 @@ def derive(
     trajectories = rollout.prompts_per_step * rollout.samples_per_prompt
     longest = config.data.max_prompt_tokens + rollout.max_response_tokens
     in_update = trajectories // train.minibatches_per_step
-    tries = 1 + config.objective.zero_variance.max_refills
+    tries = (1 + config.objective.zero_variance.max_refills) * rollout.keep.oversample
     derived: Derived = {
         "objective": describe(config.objective),
         "reference_model": "yes" if needs_reference(config.objective.kl) else "no",

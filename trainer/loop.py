@@ -142,6 +142,7 @@ def step_metrics(rollouts: Rollouts) -> dict[str, float]:
         "groups/trained": float(len({rollouts.trajectories[i].group for i in rollouts.kept})),
         "groups/refills": float(rollouts.refills),
     }
+    metrics |= {f"groups/{reason}": float(count) for reason, count in rollouts.dropped.items()}
     if status:
         metrics["reward/accuracy"] = status[Status.CORRECT] / n
         metrics |= {f"verdict/{s}": status[s] / n for s in Status if status[s]}

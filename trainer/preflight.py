@@ -133,9 +133,10 @@ def _prepare_data(
         check_disjoint(shown, evals)
         demonstrations = [Demonstration(*encode_demonstration(e, config.template, tokenizer)) for e in shown]
         _check_demonstrations(config, shown, demonstrations)
-    if config.rollout.prompts_per_step > len(train):
+    if config.rollout.prompts_per_batch > len(train):
         raise ConfigError(
-            f"rollout.prompts_per_step={config.rollout.prompts_per_step} exceeds the {len(train)} training examples.",
+            f"A batch of {config.rollout.prompts_per_batch} prompts (rollout.prompts_per_step, times "
+            f"rollout.keep.oversample) exceeds the {len(train)} training examples.",
             where="rollout.prompts_per_step",
             fix=f"at most {len(train)}, or more data",
         )

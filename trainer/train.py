@@ -405,9 +405,9 @@ def start(session: Session) -> LoopState:
         kept, dropped = by_pass_rate(session.prepared.train, session.probe_difficulty(), band.low, band.high)
         session.keep_examples([e.id for e in kept])
         session.display.note(f"difficulty band [{band.low:g}, {band.high:g}]: kept {len(kept)}, dropped {len(dropped)}")
-    if config.rollout.prompts_per_step > len(session.train_examples):
-        raise RunError(f"Only {len(session.train_examples)} training examples are left for "
-                       f"rollout.prompts_per_step={config.rollout.prompts_per_step}.", where="data.difficulty",
+    if config.rollout.prompts_per_batch > len(session.train_examples):
+        raise RunError(f"Only {len(session.train_examples)} training examples are left for batches of "
+                       f"{config.rollout.prompts_per_batch} prompts.", where="data.difficulty",
                        fix="widen the band or use more data")  # fmt: skip
     state = LoopState(Sampler(len(session.train_examples), config.seed))
     metrics = session.evaluate_all(state)

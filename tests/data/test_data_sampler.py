@@ -116,3 +116,67 @@ def test_a_rank_outside_the_world_is_a_programming_error():
         shard([1, 2], 2, 2)
     with pytest.raises(ValueError, match="at least one"):
         Sampler(3, 0).next(0)
+
+
+# ---- put back ------------------------------------------------------
+
+
+def test_what_is_put_back_comes_first_and_once():
+    sampler, plain = Sampler(9, seed=2), Sampler(9, seed=2)
+    first = sampler.next(4)
+    assert plain.next(4) == first
+    sampler.put_back(first[2:])
+    assert sampler.next(4) == first[2:] + plain.next(2)
+    assert sampler.next(3) == plain.next(3)
+
+
+def test_more_than_a_batch_put_back_waits_in_order():
+    sampler = Sampler(9, seed=2)
+    sampler.put_back([8, 3, 5, 1])
+    assert sampler.next(2) == [8, 3]
+    assert sampler.next(2) == [5, 1]
+
+
+@given(st.integers(2, 9), st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), max_size=16), st.integers(0, 3))
+def test_with_prompts_put_back_no_batch_repeats_one_and_none_is_lost(num_examples, plan, seed):
+    sampler, drawn, returned = Sampler(num_examples, seed), [], []
+    for n, back in plan:
+        batch = sampler.next(min(n, num_examples))
+        assert len(set(batch)) == len(batch) == min(n, num_examples)
+        drawn += batch
+        returned += batch[len(batch) - min(back, len(batch)) :]
+        sampler.put_back(batch[len(batch) - min(back, len(batch)) :])
+    state = sampler.state_dict()
+    net = sorted(drawn + state["put_back"])
+    for i in returned:
+        net.remove(i)
+    counts = [net.count(i) for i in range(num_examples)]
+    assert max(counts) - min(counts) <= 1  # as the epochs alone would have given
+
+
+def test_the_stream_with_prompts_put_back_resumes_exactly():
+    def run(sampler, sizes):
+        out = []
+        for n in sizes:
+            batch = sampler.next(n)
+            sampler.put_back(batch[n // 2 :])
+            out.append(batch)
+        return out
+
+    sizes = [4, 7, 2, 5, 6, 7, 3, 7]
+    whole = run(Sampler(7, seed=1), sizes)
+    for stop in range(len(sizes) + 1):
+        first, second = Sampler(7, seed=1), Sampler(7, seed=1)
+        run(first, sizes[:stop])
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        assert run(second, sizes[stop:]) == whole[stop:]
+
+
+def test_a_saved_state_keeps_what_was_put_back_then():
+    sampler = Sampler(7, seed=1)
+    sampler.put_back([3, 4])
+    state = sampler.state_dict()
+    sampler.next(5)
+    assert state["put_back"] == [3, 4]
+    sampler.load_state_dict(state)
+    assert sampler.next(2) == [3, 4]
