@@ -1,7 +1,7 @@
 """Where questions come from: examples, sources and generators, templates, filters, splits and the sampler. No torch."""
 
 from data.example import Example, Message
-from data.filters import by_pass_rate, by_prompt_tokens
+from data.filters import by_pass_rate, by_prompt_tokens, by_repetition
 from data.gold import check_golds
 from data.sampler import Sampler, shard
 from data.sources import DATA_SOURCES, DataSource, load_examples, resolve_path
@@ -19,6 +19,7 @@ __all__ = [
     "TemplateOptions",
     "by_pass_rate",
     "by_prompt_tokens",
+    "by_repetition",
     "check_disjoint",
     "check_golds",
     "encode",

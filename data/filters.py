@@ -57,3 +57,21 @@ def by_pass_rate(
         found = f"they range over {min(rates):.2f} .. {max(rates):.2f}" if rates else "there are no examples"
         raise DataError(f"No example has a pass rate in {low} .. {high}: {found}.", fix="widen the band")
     return kept, [e.id for e in examples if not low <= pass_rate[e.id] <= high]
+
+
+def by_repetition(
+    examples: Sequence[Example], pass_rate: Mapping[str, float], bands: Sequence[tuple[float, float, int]]
+) -> list[Example]:
+    """Each example as often as its pass rate asks for: `times` for the first (low, high, times) with low <= pass rate <
+    high, not at all if there is none. Copies stand together; the sampler shuffles them.
+
+    Raises `DataError` if none is left. Source: OREAL, arXiv:2502.06781 (6, 4, 4 and 2 times below 0.2, 0.4, 0.6, 0.8).
+    """
+    out: list[Example] = []
+    for example in examples:
+        rate = pass_rate[example.id]
+        out += [example] * next((times for low, high, times in bands if low <= rate < high), 0)
+    if not out:
+        raise DataError("No example has a pass rate in any of the bands to repeat.", where="data.difficulty.repeat",
+                        fix="widen the bands: they are [low, high), so 1.0 is in none that ends there")  # fmt: skip
+    return out

@@ -6,7 +6,7 @@ Shapes: N trajectories; T_i response tokens of one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,11 @@ from transformers import PreTrainedTokenizerBase
 
 from data.example import Example
 from data.sources import DATA_SOURCES
+from data.steps import StepLabel
 from prm.bench.ranking import auc
 from rollout.trajectory import Trajectory
+
+CheckSteps = Callable[[Example, str], list[StepLabel]]
 
 
 def outcome_health(logit_N: Tensor, label_N: Tensor, group_N: Tensor) -> dict[str, float]:
@@ -65,6 +68,7 @@ class LineOracle:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
         self._widths: dict[int, int] = {}
+        self._oracles: dict[object, CheckSteps | None] = {}
 
     def health(
         self, trajectories: Sequence[Trajectory], examples: Sequence[Example], rewards: Sequence[Tensor]
@@ -80,8 +84,7 @@ class LineOracle:
     def lines(self, trajectory: Trajectory, example: Example, reward_T: Tensor) -> list[RewardedLine]:
         """Every line of a response; [] without an oracle, or where the text is not the tokens' texts end to end. The
         end-of-sequence token belongs to the last line."""
-        task = example.meta.get("task")
-        check_steps = getattr(DATA_SOURCES.get(task), "check_steps", None) if task in DATA_SOURCES.names() else None
+        check_steps = self._oracle(example.meta.get("task"))
         if check_steps is None or not trajectory.text:
             return []
         widths = [self._width(token) for token in trajectory.response_ids]
@@ -95,6 +98,13 @@ class LineOracle:
             start += width
         first = next((i for i, step in enumerate(steps) if step.first_error), len(steps))
         return [RewardedLine(total[i], step.correct, i > first) for i, step in enumerate(steps)]
+
+    def _oracle(self, task: object) -> CheckSteps | None:
+        """Of the data source of this name; looked up once, which takes longer than to check a line."""
+        if task not in self._oracles:
+            known = isinstance(task, str) and task in DATA_SOURCES.names()
+            self._oracles[task] = getattr(DATA_SOURCES.get(str(task)), "check_steps", None) if known else None
+        return self._oracles[task]
 
     def _width(self, token: int) -> int:
         """Characters of one token's text."""

@@ -33,6 +33,7 @@ class Signal:
     token_reward: None, or one float32 tensor [T_i] a trajectory (dense process reward).
     token_weight: None, or one float32 tensor [T_i] a trajectory (multiplies the advantage).
     token_label: None, or one int64 tensor [T_i] a trajectory: classes of tokens for an estimator that knows them.
+    included_N: None, or bool [N]: who takes part in the loss (the others count in their group's statistics only).
     labels: lists of N values for the records and the report, by name.
     metrics: the source's own health in this step.
     """
@@ -43,6 +44,7 @@ class Signal:
     token_label: list[Tensor] | None = None
     labels: dict[str, list[Any]] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    included_N: Tensor | None = None
 
     @staticmethod
     def silent(count: int) -> Signal:
@@ -62,6 +64,7 @@ class Signal:
             of(self.token_label),
             {name: [values[i] for i in index] for name, values in self.labels.items()},
             self.metrics,
+            None if self.included_N is None else self.included_N[torch.as_tensor(index, dtype=torch.long)],
         )
 
     @staticmethod
@@ -77,6 +80,7 @@ class Signal:
 
         names = dict.fromkeys(name for s in signals for name in s.metrics)
         values = {name: [s.metrics[name] for s in signals if name in s.metrics] for name in names}
+        included = [s.included_N for s in signals if s.included_N is not None]
         return Signal(
             torch.cat([s.outcome_N for s in signals]),
             of("token_reward"),
@@ -84,6 +88,7 @@ class Signal:
             of("token_label"),
             {name: [v for s in signals for v in s.labels[name]] for name in first.labels},
             {name: sum(v) / len(v) for name, v in values.items()},
+            torch.cat(included) if included else None,
         )
 
 
@@ -152,9 +157,12 @@ class Source:
     phase: ``judge`` sources say what a response is worth, by `score`, before it is decided which groups are trained
     on; ``credit`` sources say how that is spread over the tokens, by `credit`, for the kept trajectories only and
     knowing the outcomes.
+
+    warmup_steps: rounds at the start in which the policy waits, and only what learns beside it learns.
     """
 
     phase: ClassVar[Literal["judge", "credit"]] = "judge"
+    warmup_steps: int = 0
 
     class Options(BaseOptions):
         pass

@@ -80,3 +80,14 @@ def derive_seed(*parts: int | str) -> int:
 def row_seed(seed: int, example_id: str, sample: int) -> int:
     """A 63-bit seed for one row's random stream, from the step's seed, the example and the sample index."""
     return derive_seed(seed, example_id, sample)
+
+
+def row_names(prompts: Sequence[Prompt]) -> list[str]:
+    """What names each prompt's random streams: its example's id, and for an example that is there several times (a
+    dataset may repeat it) which of them it is, so that copies do not give the same samples."""
+    seen: dict[str, int] = {}
+    names = []
+    for prompt in prompts:
+        copies = seen[prompt.example_id] = seen.get(prompt.example_id, 0) + 1
+        names.append(prompt.example_id if copies == 1 else f"{prompt.example_id}#{copies}")
+    return names

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rollout.decoder import DecodeState, LlamaDecoder
-from rollout.engine import ENGINES, OnGroup, Prompt, SamplingParams, row_seed
+from rollout.engine import ENGINES, OnGroup, Prompt, SamplingParams, row_names, row_seed
 from rollout.sampling import greedy_tokens, sample_tokens
 from rollout.trajectory import Finish, Trajectory
 from verifiers.errors import ModelError, RunError
@@ -151,6 +151,7 @@ class _Batch:
     ):
         self.engine, self.decoder, self.device = engine, engine.decoder, engine.device
         self.prompts, self.sampling, self.seed = prompts, sampling, seed
+        self.row_names = row_names(prompts)
         self.limit = sampling.max_response_tokens
         self.waiting = [(p, s) for p in range(len(prompts)) for s in range(samples)][::-1]
         self.max_rows = min(engine.max_rows, len(self.waiting))
@@ -212,7 +213,7 @@ class _Batch:
 
     def _join(self, joining: list[tuple[int, int]]) -> None:
         """Sample each newcomer's first token from its prompt's logits and append its row."""
-        seeds = [row_seed(self.seed, self.prompts[p].example_id, s) for p, s in joining]
+        seeds = [row_seed(self.seed, self.row_names[p], s) for p, s in joining]
         uniform = torch.stack([torch.rand(self.limit, generator=torch.Generator().manual_seed(s)) for s in seeds])
         uniform = uniform.to(self.device)
         logits = torch.stack([self.fresh[p] for p, _ in joining])

@@ -32,7 +32,7 @@ class Rollouts:
     could not judge. baseline_N: the same of the greedy response to the prompt, if the estimator wants it. kept: indices
     of the trajectories that are trained on, whole groups in order. dropped: groups that rollout.keep left out, by the
     reason, and surplus prompts put back. verify_wait_s: how long the loop waited for the sources once everything was
-    generated (a clock reading)."""
+    generated (a clock reading). shuffled: the outcomes were permuted, so that no verdict may teach."""
 
     trajectories: list[Trajectory]
     examples: list[Example]
@@ -45,6 +45,7 @@ class Rollouts:
     verify_wait_s: float = 0.0
     baseline_N: Tensor | None = None
     dropped: dict[str, int] = field(default_factory=dict)
+    shuffled: bool = False
 
     def what_is_kept(self, step: int) -> Kept:
         """For the sources that give credit, and for learning."""
@@ -53,7 +54,7 @@ class Rollouts:
             [self.trajectories[i] for i in self.kept],
             [self.examples[i] for i in self.kept],
             self.reward_N[self.kept],
-            [verdicts[i] for i in self.kept] if verdicts else [],
+            [verdicts[i] for i in self.kept] if verdicts and not self.shuffled else [],
             step,
             None if self.baseline_N is None else self.baseline_N[self.kept],
         )
@@ -134,6 +135,7 @@ def collect(session: Session, state: LoopState) -> Rollouts:
         verify_wait_s,
         torch.cat(baselines) if baselines else None,
         dict(dropped),
+        config.train.shuffle_rewards,
     )
 
 

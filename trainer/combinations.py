@@ -22,6 +22,7 @@ def check_objective(config: Config) -> None:
     objective = config.objective
     estimator = ADVANTAGES.get(objective.advantage.kind, key="objective.advantage.kind")
     _check_needs(config, estimator)
+    _check_reduction(config)
     _check_flat_groups(config)
     _check_shaping(config, estimator)
     _check_sources(config, estimator)
@@ -53,7 +54,7 @@ def _check_needs(config: Config, estimator: AdvantageEstimator) -> None:
     fixes = {
         "value_R": "add a critic (objective=ppo, or critic={optim: {lr: 1e-5}}); rloo and reinforce_pp need none",
     }
-    given = {"stream_RK", "baseline_N"} | ({"value_R"} if config.critic is not None else set())
+    given = {"stream_RK", "baseline_N", "correct_N"} | ({"value_R"} if config.critic is not None else set())
     missing = [need for need in estimator.needs if need not in given]
     if missing:
         raise ConfigError(
@@ -82,6 +83,17 @@ def _check_needs(config: Config, estimator: AdvantageEstimator) -> None:
             "then a KL in the reward.",
             where="objective.advantage.gammas",
             fix=f"give {streams} numbers, in this order",
+        )
+
+
+def _check_reduction(config: Config) -> None:
+    if config.objective.advantage.kind == "oreal" and config.objective.reduce != "token":
+        raise ConfigError(
+            f"objective.advantage.kind=oreal needs objective.reduce=token, and this recipe has "
+            f"{config.objective.reduce}.",
+            where="objective.reduce",
+            why="its correct and wrong tokens have means of their own, which it makes from the token mean",
+            fix="objective.reduce=token",
         )
 
 

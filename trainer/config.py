@@ -7,6 +7,7 @@ against the kind's own `Options`. Everything else is spelled out here, with unit
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -17,7 +18,7 @@ from verifiers.options import Options
 
 # advantage estimators with a baseline from the other samples of the prompt
 _COMPARE_SAMPLES = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "opo", "gpg", "passk_grpo",
-                    "prime_rloo", "prime_grpo")  # fmt: skip
+                    "prime_rloo", "prime_grpo", "oreal")  # fmt: skip
 
 
 class Part(BaseModel):
@@ -53,17 +54,30 @@ class DataConfig(Options):
     difficulty: DifficultyBand | None = None
 
 
+class RepeatBand(Options):
+    """Prompts whose pass rate lies in [low, high) come `times` in an epoch; a `high` above 1 takes in 1 itself."""
+
+    low: float = Field(ge=0, le=1)
+    high: float = Field(gt=0)
+    times: int = Field(ge=1)
+
+
 class DifficultyBand(Options):
-    """Keep the training prompts whose pass rate, probed once by the starting policy, lies in [low, high]."""
+    """Keep the training prompts whose pass rate, probed once by the starting policy, lies in [low, high]. repeat: those
+    that are kept are balanced by repetition; what lies in none of the bands is left out."""
 
     low: float = Field(ge=0, le=1)
     high: float = Field(ge=0, le=1)
     probe_samples: int = Field(ge=1)
+    repeat: list[RepeatBand] = []
 
     @model_validator(mode="after")
     def _is_a_band(self) -> Self:
         if self.low > self.high:
             raise ValueError(f"low={self.low} exceeds high={self.high}")
+        bands = sorted((band.low, band.high) for band in self.repeat)
+        if any(low >= high for low, high in bands) or any(a[1] > b[0] for a, b in pairwise(bands)):
+            raise ValueError(f"repeat: the bands [low, high) must not be empty or overlap, these are {bands}")
         return self
 
 
@@ -422,6 +436,9 @@ class Config(Options):
         if self.critic is not None and self.critic.warmup_steps >= self.train.steps > 0:
             raise ValueError(f"critic.warmup_steps={self.critic.warmup_steps} leaves no round of train.steps="
                              f"{self.train.steps} to the policy")  # fmt: skip
+        waits = [source.options.get("warmup_steps", 0) for source in self.sources]
+        if any(isinstance(steps, int) and steps >= self.train.steps > 0 for steps in waits):
+            raise ValueError(f"a source's warmup_steps leave no round of train.steps={self.train.steps} to the policy")
         if self.model.lora is not None and self.warm_start is not None and self.objective.kl.coef > 0:
             raise ValueError("with LoRA the reference of the KL term is the model without its adapter, which pulls "
                              "back to before the warm start: set objective.kl.coef=0, or drop model.lora")  # fmt: skip

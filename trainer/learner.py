@@ -60,6 +60,17 @@ class TrainingBatch:
     values: list[Tensor] = field(default_factory=list)
     returns: list[Tensor] = field(default_factory=list)
 
+    def select(self, index: Sequence[int]) -> TrainingBatch:
+        """The same for a subset of the trajectories, in the order of `index`."""
+        return TrainingBatch(
+            [self.trajectories[i] for i in index],
+            [self.advantages[i] for i in index],
+            self.included_N[list(index)],
+            None if self.old is None else [self.old[i] for i in index],
+            [self.values[i] for i in index] if self.values else [],
+            [self.returns[i] for i in index] if self.returns else [],
+        )
+
 
 class Learner:
     """Owns the policy, its frozen reference (if the objective needs one), the value head of a critic on its trunk (if
@@ -174,6 +185,13 @@ class Learner:
 
         Raises `NonFiniteError` before the optimizer touches the weights.
         """
+        included = torch.nonzero(batch.included_N).flatten().tolist()
+        if len(included) < len(batch.trajectories):  # the others need no forward
+            try:
+                return self.update(batch.select(included))
+            except NonFiniteError as error:
+                error.sequences = [included[i] for i in error.sequences]
+                raise
         train, objective = self.config.train, self.config.objective
         old = batch.old
         if old is None and self._needs_old():

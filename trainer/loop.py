@@ -78,7 +78,7 @@ def run_steps(session: Session, state: LoopState) -> None:
                     trajectory_rows(rollouts, batch, dict(zip(session.source_names, signals, strict=True))),
                 )
                 check_faults(session, rollouts)
-                if config.critic is None or state.step >= config.critic.warmup_steps:
+                if state.step >= policy_waits_steps(session):
                     metrics |= {f"policy/{k}": v for k, v in session.learner.update(batch).items()}
                 if session.critic is not None:
                     metrics |= {f"critic/{k}": v for k, v in session.critic.update(batch).items()}
@@ -110,6 +110,12 @@ def run_steps(session: Session, state: LoopState) -> None:
             started = time.monotonic()
             session.save(state)
     state.wall_seconds += time.monotonic() - started
+
+
+def policy_waits_steps(session: Session) -> int:
+    """Rounds at the start in which only the critic and the sources learn."""
+    critic = session.config.critic
+    return max([0 if critic is None else critic.warmup_steps, *(source.warmup_steps for source in session.sources)])
 
 
 def due(every: int | None, step: int, last: int) -> bool:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from data.example import Example
-from data.filters import by_pass_rate
+from data.filters import by_pass_rate, by_repetition
 from data.sampler import Sampler
 from prm.cotrained import CoTrained, ModelSetup
 from prm.signal import SOURCES, Source, SourceContext
@@ -254,9 +254,9 @@ class Session:
         return {name: count / band.probe_samples for name, count in correct.items()}
 
     def keep_examples(self, ids: list[str]) -> None:
-        """Train on these examples only (the difficulty band)."""
-        wanted = set(ids)
-        self.train_examples = [e for e in self.prepared.train if e.id in wanted]
+        """Train on these examples only, each as often as it is named (the difficulty band)."""
+        by_id = {e.id: e for e in self.prepared.train}
+        self.train_examples = [by_id[name] for name in ids]
 
     # ---- checkpoints -------------------------------------------------
 
@@ -402,9 +402,14 @@ def start(session: Session) -> LoopState:
     session.sync(0)
     if config.data.difficulty is not None:
         band = config.data.difficulty
-        kept, dropped = by_pass_rate(session.prepared.train, session.probe_difficulty(), band.low, band.high)
-        session.keep_examples([e.id for e in kept])
+        pass_rate = session.probe_difficulty()
+        kept, dropped = by_pass_rate(session.prepared.train, pass_rate, band.low, band.high)
         session.display.note(f"difficulty band [{band.low:g}, {band.high:g}]: kept {len(kept)}, dropped {len(dropped)}")
+        if band.repeat:
+            kept = by_repetition(kept, pass_rate, [(b.low, b.high, b.times) for b in band.repeat])
+            session.display.note(f"balanced by repetition: {len(kept)} prompts an epoch, "
+                                 f"{len({e.id for e in kept})} of them different")  # fmt: skip
+        session.keep_examples([e.id for e in kept])
     if config.rollout.prompts_per_batch > len(session.train_examples):
         raise RunError(f"Only {len(session.train_examples)} training examples are left for batches of "
                        f"{config.rollout.prompts_per_batch} prompts.", where="data.difficulty",

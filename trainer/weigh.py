@@ -49,6 +49,8 @@ def weigh(session: Session, kept: Kept, signals: Sequence[Signal]) -> tuple[Trai
     inputs = AdvantageInputs(reward_N, kept.group_N, length_N, baseline_N=kept.baseline_N)
     kl_R, old, metrics = kl_in_reward(session, trajectories)
     inputs, shaping = shaped(session, inputs, trajectories, signals, kl_R)
+    included_N = included(session, trajectories, signals)
+    inputs = replace(inputs, correct_N=kept.correct_N, included_N=included_N)
     values, returns = [], []
     if session.critic is not None:
         values = session.critic.values(trajectories)
@@ -61,15 +63,19 @@ def weigh(session: Session, kept: Kept, signals: Sequence[Signal]) -> tuple[Trai
         if signal.token_weight is not None:
             advantage_R = advantage_R * torch.cat(signal.token_weight)
     advantages = list(advantage_R.split(length_N.tolist()))
-    batch = TrainingBatch(trajectories, advantages, included(session, trajectories), old, values, returns)
+    batch = TrainingBatch(trajectories, advantages, included_N, old, values, returns)
     return batch, metrics | shaping
 
 
-def included(session: Session, trajectories: Sequence[Trajectory]) -> Tensor:
+def included(session: Session, trajectories: Sequence[Trajectory], signals: Sequence[Signal]) -> Tensor:
     """bool [N]: who takes part in the loss."""
-    if session.config.objective.overlong.kind != "mask":
-        return torch.ones(len(trajectories), dtype=torch.bool)
-    return torch.tensor([t.finish != Finish.LENGTH for t in trajectories], dtype=torch.bool)
+    included_N = torch.ones(len(trajectories), dtype=torch.bool)
+    if session.config.objective.overlong.kind == "mask":
+        included_N = torch.tensor([t.finish != Finish.LENGTH for t in trajectories], dtype=torch.bool)
+    for signal in signals:
+        if signal.included_N is not None:
+            included_N = included_N & signal.included_N
+    return included_N
 
 
 def kl_in_reward(
@@ -134,7 +140,6 @@ def shaped(
         token_reward_R=token_reward_R,
         stream_RK=stream_RK,
         token_label_R=next((torch.cat(s.token_label) for s in signals if s.token_label is not None), None),
-        correct_N=correct(signals, len(trajectories)),
     )
     return full, metrics
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data import Example, Message, by_pass_rate, by_prompt_tokens, check_golds
+from data import Example, Message, by_pass_rate, by_prompt_tokens, by_repetition, check_golds
 from verifiers.errors import BadGold, ConfigError, DataError, NoReference, VerifierError
 from verifiers.exact import ExactVerifier
 from verifiers.verdict import Status, Verdict, VerifyRequest
@@ -43,6 +43,14 @@ def test_an_example_without_pass_rate_an_empty_band_and_an_impossible_one_stop()
         by_pass_rate(EXAMPLES, rates, 0.1, 0.9)
     with pytest.raises(ConfigError, match="impossible"):
         by_pass_rate(EXAMPLES, rates, 0.9, 0.1)
+
+
+def test_bands_to_repeat_include_their_lower_end_only():
+    rates = {"a": 0.0, "b": 0.2, "c": 0.8, "d": 1.0}
+    repeated = by_repetition(EXAMPLES, rates, [(0.0, 0.2, 3), (0.2, 0.8, 2)])
+    assert [e.id for e in repeated] == ["a", "a", "a", "b", "b"]
+    with pytest.raises(DataError, match="none that ends there"):
+        by_repetition(EXAMPLES, dict.fromkeys("abcd", 0.8), [(0.0, 0.8, 2)])
 
 
 VERIFIER = ExactVerifier(ExactVerifier.Options(marker="#", numeric=True))

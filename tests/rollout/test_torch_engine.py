@@ -136,6 +136,15 @@ def test_trajectories_do_not_depend_on_the_other_prompts():
     assert sorted(essence(backwards)) == sorted(essence(everyone))
 
 
+def test_copies_of_an_example_in_a_batch_give_different_samples():
+    engine = make_engine(tiny_model())
+    one = prompts([6])[0]
+    again = Prompt(one.example_id, 1, one.ids)
+    found = engine.generate([one, again], 3, PLAIN, seed=16)
+    assert essence(found[:3]) == essence(engine.generate([one], 3, PLAIN, seed=16))
+    assert {tuple(t.response_ids) for t in found[:3]}.isdisjoint(tuple(t.response_ids) for t in found[3:])
+
+
 def test_more_samples_extend_a_prompt_and_change_none():
     engine = make_engine(tiny_model())
     two = engine.generate(prompts([4, 6]), 2, PLAIN, seed=17)

@@ -18,7 +18,7 @@ from torch import Tensor
 from rollout.packing import PackedBatch
 from rollout.trajectory import Trajectory
 from tests.helpers import CPU, gradients, make_config, make_learner, random_trajectories, training_batch
-from tests.trainer.advantages.batches import random_inputs, run
+from tests.trainer.advantages.batches import random_inputs, run, select
 from trainer.advantages.base import ADVANTAGES, AdvantageInputs
 from trainer.learner import Learner, TrainingBatch
 from trainer.losses.base import LOSSES, LossInputs
@@ -115,17 +115,6 @@ def standard_inputs() -> AdvantageInputs:
     inputs = random_inputs()
     inputs.reward_N[0] = 0
     return inputs
-
-
-def select(inputs: AdvantageInputs, index: list[int]) -> AdvantageInputs:
-    """The trajectories `index` of a batch with every optional input."""
-    lengths = inputs.length_N.tolist()
-    values = {}
-    for field in fields(inputs):
-        value = getattr(inputs, field.name)
-        by_token = field.name.endswith(("_R", "_RK"))
-        values[field.name] = torch.cat([value.split(lengths)[i] for i in index]) if by_token else value[index]
-    return AdvantageInputs(**values)
 
 
 def joined(parts: list[AdvantageInputs]) -> AdvantageInputs:

@@ -170,7 +170,7 @@ def test_the_ranks_had_parts_of_unequal_size(policy, batch):
 
 
 # With their default options these look beyond the group: their statistics are those of the batch of all ranks.
-OF_THE_BATCH = {"gae", "gpg", "reinforce_pp", "reinforce_pp_baseline", "stable_reinforce"}
+OF_THE_BATCH = {"oreal", "prime_rloo", "gae", "gpg", "reinforce_pp", "reinforce_pp_baseline", "stable_reinforce"}
 
 
 @pytest.mark.parametrize("kind", ADVANTAGES.names())

@@ -27,7 +27,7 @@ class AdvantageInputs:
     mask_R: bool, the tokens the policy wrote; None: all. value_R: a critic's value before each token. baseline_N: the
     reward of a greedy response to the same prompt. stream_RK: rewards a token, one column for each source with a
     discount of its own, outcomes already at their last token (`at_last_token`). token_label_R: int64, classes of tokens
-    that a source gave. correct_N: bool, who is right."""
+    that a source gave. correct_N: bool, who is right. included_N: bool, who takes part in the loss; None: all."""
 
     reward_N: Tensor
     group_N: Tensor
@@ -39,6 +39,7 @@ class AdvantageInputs:
     stream_RK: Tensor | None = None
     token_label_R: Tensor | None = None
     correct_N: Tensor | None = None
+    included_N: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from verifiers.code import walls
+from verifiers.code import replies, walls
+from verifiers.code.replies import BadReply, End
 
 START_TIMEOUT_S = 60.0
 _GRACE_S = 10.0  # beyond a run's own limit: then the zygote itself hangs
-_MAX_MESSAGE_BYTES = 1 << 16
 _READ_BYTES = 1 << 18
 
 
@@ -90,17 +90,18 @@ class Launcher:
         self._control = mine
         self._lock = threading.Lock()
 
-    def start(self, argv: list[str], control: socket.socket, stderr: BinaryIO) -> int:
+    def start(self, argv: list[str], control: socket.socket, stderr: BinaryIO, home: Path) -> int:
         """Start a zygote; its process id."""
-        order = json.dumps({"start": argv, "environment": walls.environment()}).encode()
+        order = json.dumps({"start": argv, "environment": walls.environment(), "home": str(home)}).encode()
         with self._lock:
             reply = self._ask(order, [control.fileno(), stderr.fileno()])
-        if "pid" not in reply:
-            raise SandboxFault(f"cannot start {argv[0]}: {reply.get('error')}")
-        return reply["pid"]
+        try:
+            return replies.read_started(reply)
+        except BadReply as error:
+            raise SandboxFault(f"cannot start {argv[0]}: {error}") from error
 
     def end(self, pid: int) -> None:
-        """Kill a zygote and what it started."""
+        """Kill a zygote and what it started, and remove its folder."""
         with self._lock, contextlib.suppress(SandboxFault):  # a launcher that has gone took its zygotes along
             self._ask(json.dumps({"end": pid}).encode(), [])
 
@@ -121,7 +122,7 @@ class Launcher:
         self._process.returncode = 0
         self._control.close()
 
-    def _ask(self, order: bytes, descriptors: list[int]) -> dict[str, Any]:
+    def _ask(self, order: bytes, descriptors: list[int]) -> bytes:
         try:
             socket.send_fds(self._control, [order], descriptors)
             return _receive(self._control, START_TIMEOUT_S)
@@ -130,9 +131,10 @@ class Launcher:
 
 
 class Box:
-    """One zygote. Raises `SandboxFault` if it cannot start; used by one thread at a time."""
+    """One zygote. Raises `SandboxFault` if it cannot start; used by one thread at a time. home: its folder in the
+    sandbox's, which the launcher removes with it."""
 
-    def __init__(self, launcher: Launcher, argv: list[str], description: dict[str, Any]):
+    def __init__(self, launcher: Launcher, argv: list[str], home: Path, description: dict[str, Any]):
         self._launcher = launcher
         self.runs = 0
         self.broken = False
@@ -141,10 +143,12 @@ class Box:
         with tempfile.TemporaryFile(buffering=0) as stderr:
             try:
                 with theirs:
-                    self._pid = launcher.start(argv, theirs, stderr)
+                    self._pid = launcher.start(argv, theirs, stderr, home)
                 self.control.send(json.dumps(description).encode())
-                self.greeting = _receive(self.control, START_TIMEOUT_S)
-            except (OSError, SandboxFault) as error:
+                self.missing_packages, self.landlock_abi = replies.read_greeting(
+                    _receive(self.control, START_TIMEOUT_S)
+                )
+            except (OSError, SandboxFault, BadReply) as error:
                 self.close()
                 words = os.pread(stderr.fileno(), 2_000, 0).decode(errors="replace").strip()
                 raise SandboxFault(words or str(error)) from error
@@ -176,7 +180,7 @@ class Run:
         self._buffer = bytearray()
         self._received = 0
         self._over = False
-        self._end: dict[str, Any] | None = None
+        self._end: End | None = None
         program = source.encode("utf-8", "surrogatepass")
         header = {**header, "source_bytes": len(program), "stdin_bytes": len(stdin), "cpu_s": limits.cpu_s,
                   "memory_bytes": limits.memory_mb << 20}  # fmt: skip
@@ -258,9 +262,9 @@ class Run:
                 self._read()
             elif self._end is None:
                 try:
-                    self._end = _receive(self._box.control, 0.0)
+                    self._end = replies.read_end(_receive(self._box.control, 0.0))
                     self._read()
-                except (OSError, SandboxFault):
+                except (OSError, SandboxFault, BadReply):
                     self._fail()
 
     def _write(self) -> None:
@@ -305,40 +309,41 @@ class Run:
                 self._buffer += data
 
     def _fail(self) -> None:
-        self._end = {"ready": False, "note": "the zygote has died or hangs"}
+        self._end = End(ready=False, note="the zygote has died or hangs")
         self._box.broken = True
 
-    def _classify(self, end: dict[str, Any]) -> Ended:
-        stopped = end.get("stopped")
-        if not end["ready"] and stopped != "killed":
+    def _classify(self, end: End) -> Ended:
+        if not end.ready and end.stopped != "killed":
             self._box.broken = True
             return Ended.FAULT
-        status = end["status"]
-        if self._over or stopped == "files":
+        if self._over or end.stopped == "files":
             return Ended.OUTPUT_LIMIT
-        if stopped == "wall" or (status in (-signal.SIGKILL, -signal.SIGXCPU) and end["cpu_s"] > self._cpu_s - 0.5):
+        by_limit = end.status in (-signal.SIGKILL, -signal.SIGXCPU) and end.cpu_s > self._cpu_s - 0.5
+        if end.stopped == "wall" or by_limit:
             return Ended.TIMEOUT
-        if status == 0 or stopped == "killed":
+        if end.status == 0 or end.stopped == "killed":
             return Ended.FINISHED
-        if status == -signal.SIGKILL:  # by the kernel, because the machine's memory ran out: not the program's doing
+        if end.status == -signal.SIGKILL:  # by the kernel, whose memory ran out: not the program's doing
             return Ended.FAULT
-        return Ended.MEMORY if end["note"].startswith("MemoryError") else Ended.ERROR
+        return Ended.MEMORY if end.note.startswith("MemoryError") else Ended.ERROR
 
 
-def _words(end: dict[str, Any]) -> str:
-    status = end.get("status", 0)
-    if end["note"] or status >= 0:
-        return end["note"]
-    return f"ended by {signal.Signals(-status).name}"
+def _words(end: End) -> str:
+    if end.note or end.status >= 0:
+        return end.note
+    try:
+        return f"ended by {signal.Signals(-end.status).name}"
+    except ValueError:  # most real-time signals have no name
+        return f"ended by signal {-end.status}"
 
 
-def _receive(control: socket.socket, timeout_s: float) -> dict[str, Any]:
+def _receive(control: socket.socket, timeout_s: float) -> bytes:
     """One message. Raises `SandboxFault` if none comes."""
     poll = select.poll()
     poll.register(control, select.POLLIN)
     if not poll.poll(1000 * timeout_s):
         raise SandboxFault("no answer in time")
-    message = control.recv(_MAX_MESSAGE_BYTES)
+    message = control.recv(replies.MAX_MESSAGE_BYTES)
     if not message:
         raise SandboxFault("it ended at once")
-    return json.loads(message)
+    return message

@@ -2,9 +2,9 @@
 and that ends them when the trainer dies, however it dies.
 
 Standard library only. Started by path with FOLDER and TRAINER_PID as arguments, and the control socket as its standard
-input. FOLDER is removed at the end. Orders, one message each: {"start": argv, "environment": {...}} with the zygote's
-end of its control socket and a file for its standard error, answered by {"pid": n} (the launcher's own id is added to
-argv); {"end": pid}, answered by {}.
+input. FOLDER is removed at the end. Orders, one message each: {"start": argv, "environment": {...}, "home": folder}
+with the zygote's end of its control socket and a file for its standard error, answered by {"pid": n} (the launcher's
+own id is added to argv); {"end": pid}, which also removes its home, answered by {}.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAX_MESSAGE_BYTES = 1 << 16
 
 def main(folder: str, trainer_pid: int) -> None:
     control = socket.socket(fileno=_CONTROL_FD)
-    started: set[int] = set()
+    started: dict[int, str] = {}
     try:
         trainer = os.pidfd_open(trainer_pid)
         if os.getppid() != trainer_pid:
@@ -49,7 +49,7 @@ def main(folder: str, trainer_pid: int) -> None:
         scratch.remove(folder)
 
 
-def _obey(order: dict[str, Any], descriptors: list[int], started: set[int]) -> dict[str, Any]:
+def _obey(order: dict[str, Any], descriptors: list[int], started: dict[int, str]) -> dict[str, Any]:
     if "end" in order:
         _end(order["end"], started)
         return {}
@@ -65,17 +65,18 @@ def _obey(order: dict[str, Any], descriptors: list[int], started: set[int]) -> d
     finally:
         for descriptor in (null, control, stderr):
             os.close(descriptor)
-    started.add(pid)
+    started[pid] = order["home"]
     return {"pid": pid}
 
 
-def _end(pid: int, started: set[int]) -> None:
+def _end(pid: int, started: dict[int, str]) -> None:
     if pid not in started:
         return
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    started.discard(pid)
+    with suppress(OSError):  # what a dying run wrote just now is removed with FOLDER
+        scratch.remove(started.pop(pid))
 
 
 if __name__ == "__main__":

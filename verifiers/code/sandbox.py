@@ -90,8 +90,8 @@ class Sandbox:
             lane.abandon()
             self._lanes.put(lane)
 
-    def start_box(self, tier: Tier) -> Box:
-        """A zygote of this tier."""
+    def start_box(self, tier: Tier, *, with_packages: bool = True) -> Box:
+        """A zygote of this tier, with the packages loaded or only at hand."""
         with self._lock:
             if self.closed:
                 raise RuntimeError("this sandbox is closed")
@@ -100,11 +100,14 @@ class Sandbox:
             home = folder / f"home-{self.counters['zygotes']}"
         home.mkdir(mode=0o700)
         argv = walls.command(tier, self._packages, self._bubblewrap)
-        box = Box(launcher, argv, walls.describe(tier, self._packages, folder, home))
-        if box.greeting["missing"]:
+        box = Box(launcher, argv, home, walls.describe(tier, self._packages, folder, home, with_packages))
+        if box.missing_packages:
             box.close()
-            raise SandboxFault(f"cannot be imported in the sandbox: {'; '.join(box.greeting['missing'])}")
+            raise SandboxFault(f"cannot be imported in the sandbox: {'; '.join(box.missing_packages)}")
         return box
+
+    def mentions_packages(self, source: str) -> bool:
+        return any(package.name in source for package in self._packages)
 
     def _choose_tier(self, tiers: Sequence[Tier]) -> Tier:
         self.reasons = reasons = list[str]()
@@ -132,7 +135,7 @@ class Sandbox:
             return "Python itself stands under /tmp, which a run covers with its own"
         box = self.start_box(tier)
         try:
-            if tier is Tier.LANDLOCK and box.greeting["landlock"] == 0:
+            if tier is Tier.LANDLOCK and box.landlock_abi == 0:
                 return "the kernel has no Landlock, or it is switched off"
             return selftest.attack(box, self.limits, harmless=tier is Tier.UNSAFE)
         finally:
@@ -206,19 +209,23 @@ class Sandbox:
 
 
 class Lane:
-    """A zygote for programs and, once needed, one for judges."""
+    """Zygotes, started once needed: for programs and for judges, each without and with the packages loaded. A clone of
+    a zygote that has loaded numpy costs twice as much, and few programs use it."""
 
     def __init__(self, sandbox: Sandbox):
         self._sandbox = weakref.proxy(sandbox)
-        self._boxes: dict[str, Box] = {}
+        self._boxes: dict[tuple[str, bool], Box] = {}
 
-    def box(self, role: str = "program") -> Box:
-        box = self._boxes.get(role)
+    def box(self, source: str, role: str = "program") -> Box:
+        """For what has this source. One that hides that it uses a package gets it all the same, but slower."""
+        with_packages = self._sandbox.mentions_packages(source)
+        box = self._boxes.get((role, with_packages))
         if box is not None and (box.broken or box.runs >= RUNS_PER_ZYGOTE):
             box.close()
             box = None
         if box is None:
-            box = self._boxes[role] = self._sandbox.start_box(self._sandbox.tier)
+            box = self._sandbox.start_box(self._sandbox.tier, with_packages=with_packages)
+            self._boxes[role, with_packages] = box
         return box
 
     def discard(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from verifiers.code.box import Ended, Limits, Outcome, Run, SandboxFault
+from verifiers.code.replies import BadReply, read_step
 from verifiers.code.sandbox import Lane, Sandbox
 from verifiers.code.walls import Tier
 
@@ -42,7 +42,7 @@ class Session:
         data = stdin.encode("utf-8", "surrogateescape")
 
         def job(lane: Lane, limits: Limits) -> Outcome:
-            with Run(lane.box(), {"kind": "stdin"}, limits, source=program, stdin=data) as run:
+            with Run(lane.box(program), {"kind": "stdin"}, limits, source=program, stdin=data) as run:
                 return _finish(run)
 
         return self._run(job)
@@ -53,7 +53,7 @@ class Session:
 
         def job(lane: Lane, limits: Limits) -> Outcome:
             header = {"kind": "calls", "keep_objects": False}
-            with Run(lane.box(role), header, limits, source=program) as run:
+            with Run(lane.box(program, role), header, limits, source=program) as run:
                 run.send("".join(frame + "\n" for frame in frames).encode())
                 run.close_input()
                 return _finish(run)
@@ -98,9 +98,10 @@ def _finish(run: Run) -> Outcome:
 def _relay(lane: Lane, program: str, header: dict[str, Any], limits: Limits) -> tuple[Steps, Outcome]:
     """Carry questions from the judge's run to the program's and answers back. Neither ever sees the other."""
     kept = {"kind": "calls", "keep_objects": True}
+    judge_box = lane.box("\n".join([header["given"], header["setup"], *header["tests"]]), "judge")
     with (
-        Run(lane.box("judge"), {"kind": "judge", **header}, replace(limits, timeout_s=2 * limits.timeout_s)) as judge,
-        Run(lane.box(), kept, limits, source=program) as candidate,
+        Run(judge_box, {"kind": "judge", **header}, replace(limits, timeout_s=2 * limits.timeout_s)) as judge,
+        Run(lane.box(program), kept, limits, source=program) as candidate,
     ):
         steps, gone = _carry(judge, candidate, 1 + len(header["tests"]))
         judge.kill()
@@ -121,7 +122,10 @@ def _carry(judge: Run, candidate: Run, count: int) -> tuple[Steps, bool]:
                 return steps, True
             judge.send(answer + b"\n")
         else:
-            kind, words = json.loads(line)["done"]
+            try:
+                kind, words = read_step(line)
+            except BadReply as error:
+                raise SandboxFault(f"the tests' run answers nonsense: {error}") from error
             steps.append((kind, words))
             if len(steps) == 1 and kind != "passed":  # the tests' setup
                 break

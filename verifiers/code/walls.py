@@ -23,6 +23,7 @@ _ENVIRONMENT = {
     "PATH": "/usr/bin",
     "LANG": "C.UTF-8",
     "HOME": "/tmp",
+    "LD_BIND_NOW": "1",  # what the zygote has resolved no run need resolve again, into a page of its own
     "PYTHONHASHSEED": "0",  # so that judging the same program twice is the same
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -136,9 +137,11 @@ def _system_paths() -> list[str]:
     return [path for path in candidates if os.path.lexists(path)]
 
 
-def describe(tier: Tier, packages: Sequence[Package], folder: Path, home: Path) -> dict[str, Any]:
+def describe(
+    tier: Tier, packages: Sequence[Package], folder: Path, home: Path, with_packages: bool = True
+) -> dict[str, Any]:
     """What the zygote must know, as its first message. folder: see `make_folder`. home: of this zygote, where its runs
-    may write if they have no tmpfs."""
+    may write if they have no tmpfs. with_packages: load them now."""
     isolated = tier is Tier.NAMESPACES
     read = ["/"]
     if not isolated:
@@ -155,7 +158,7 @@ def describe(tier: Tier, packages: Sequence[Package], folder: Path, home: Path) 
         "home_bytes": HOME_BYTES,
         "home_files": HOME_FILES,
         "packages_folder": "/packages" if isolated else str(folder / "packages"),
-        "packages": [package.name for package in packages],
+        "packages": [package.name for package in packages if with_packages],
     }
 
 

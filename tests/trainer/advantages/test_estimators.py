@@ -1,14 +1,14 @@
 """Identities of the outcome estimators, and what holds for every estimator: masks, order of the groups, edges."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.trainer.advantages.batches import random_inputs, run
+from tests.trainer.advantages.batches import own_only, random_inputs, run, select
 from trainer.advantages.base import ADVANTAGES, AdvantageInputs, at_last_token
 from trainer.advantages.dr_grpo import DrGrpoOptions
 from trainer.advantages.gpg import GpgOptions
@@ -19,7 +19,7 @@ from trainer.advantages.raft import RaftOptions, raft_advantage
 from trainer.advantages.rloo import RlooOptions, rloo_advantage
 from verifiers.errors import ConfigError
 
-KINDS = ["dr_grpo", "gae", "gpg", "grpo", "multi_stream", "opo", "passk_grpo", "prime_grpo", "prime_rloo",
+KINDS = ["dr_grpo", "gae", "gpg", "grpo", "multi_stream", "opo", "oreal", "passk_grpo", "prime_grpo", "prime_rloo",
          "raft", "reinforce_pp", "reinforce_pp_baseline", "remax", "rloo", "stable_reinforce"]  # fmt: skip
 OF_GROUPS = ["dr_grpo", "grpo", "rloo"]
 ROWS = st.lists(st.tuples(st.integers(0, 3), st.floats(-1, 1)), min_size=1, max_size=16)
@@ -41,21 +41,6 @@ def per_trajectory(values, lengths):
     return list(values.split(lengths.tolist()))
 
 
-def reordered(inputs, order):
-    """The same batch with its trajectories in another order."""
-
-    def tokens(values):
-        if values is None:
-            return None
-        parts = per_trajectory(values, inputs.length_N)
-        return torch.cat([parts[i] for i in order])
-
-    return AdvantageInputs(
-        inputs.reward_N[order], inputs.group_N[order], inputs.length_N[order], tokens(inputs.token_reward_R),
-        tokens(inputs.mask_R), tokens(inputs.value_R), inputs.baseline_N[order], tokens(inputs.stream_RK),
-    )  # fmt: skip
-
-
 # ---- every estimator -----------------------------------------------
 
 
@@ -65,7 +50,7 @@ def test_the_order_of_trajectories_and_groups_does_not_matter(kind):
     inputs, order = random_inputs(), [4, 0, 6, 2, 5, 3, 1]
     parts = per_trajectory(run(kind, inputs), inputs.length_N)
     torch.testing.assert_close(
-        run(kind, reordered(inputs, order)), torch.cat([parts[i] for i in order]), atol=1e-9, rtol=0
+        run(kind, select(inputs, order)), torch.cat([parts[i] for i in order]), atol=1e-9, rtol=0
     )
 
 
@@ -74,14 +59,9 @@ def test_the_order_of_trajectories_and_groups_does_not_matter(kind):
 def test_tool_tokens_get_nothing_and_change_nothing(kind):
     inputs = random_inputs()
     own = inputs.mask_R
-    index = torch.arange(7).repeat_interleave(inputs.length_N)
-    without = AdvantageInputs(
-        inputs.reward_N, inputs.group_N, torch.bincount(index[own], minlength=7), inputs.token_reward_R[own], None,
-        inputs.value_R[own], inputs.baseline_N, inputs.stream_RK[own],
-    )  # fmt: skip
     found = run(kind, inputs)
     assert (found[~own] == 0).all()
-    torch.testing.assert_close(found[own], run(kind, without), atol=1e-9, rtol=0)
+    torch.testing.assert_close(found[own], run(kind, own_only(inputs)), atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,10 +76,8 @@ def test_a_trajectory_without_tokens_of_its_own_is_harmless(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_tokens_at_all_give_no_advantages(kind):
-    empty = torch.zeros(0, dtype=torch.float64)
-    none = torch.zeros(1, dtype=torch.float64)
-    inputs = AdvantageInputs(none, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), empty, None,
-                             empty, none, torch.zeros(0, 2, dtype=torch.float64))  # fmt: skip
+    inputs = select(random_inputs(), [0])
+    inputs = own_only(replace(inputs, mask_R=torch.zeros_like(inputs.mask_R)))
     assert run(kind, inputs).shape == (0,)
 
 
@@ -107,14 +85,14 @@ def test_no_tokens_at_all_give_no_advantages(kind):
 def test_inputs_are_left_as_they_were(kind):
     inputs, again = random_inputs(), random_inputs()
     run(kind, inputs)
-    for name in ("reward_N", "token_reward_R", "value_R", "baseline_N", "stream_RK"):
-        assert torch.equal(getattr(inputs, name), getattr(again, name))
+    for field in fields(inputs):
+        assert torch.equal(getattr(inputs, field.name), getattr(again, field.name))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_an_estimator_needs_is_declared_and_asked_for(kind):
     estimator, inputs = ADVANTAGES.get(kind), random_inputs()
-    for name in ("value_R", "baseline_N", "stream_RK"):
+    for name in ("value_R", "baseline_N", "stream_RK", "correct_N", "token_label_R"):
         without = replace(inputs, **{name: None})
         if name in estimator.needs:
             with pytest.raises(ConfigError, match=name):

@@ -1,5 +1,7 @@
 """The wire format: what comes back is what was sent, and nothing a hostile sender writes raises or blows up."""
 
+import contextlib
+import itertools
 import json
 import math
 import time
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from verifiers.code.compare import same_output
 from verifiers.code.inside import plain
 
 PLAIN_KEYS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.binary())
@@ -105,6 +108,29 @@ def test_malformed_frames_are_refused_quickly_and_in_little_memory(frame):
     assert peak < 150 * 2**20
 
 
+@pytest.mark.parametrize(
+    ("piece", "read"),
+    [
+        (b'{"s":[]},', plain.decode),
+        (b'{"z":[0]},', plain.decode),
+        (b"[0],", plain.decode),
+        ('"€",'.encode(), plain.decode),
+        ("ā\n".encode(), lambda frame: same_output(frame.decode(), "1", 0)),
+    ],
+    ids=["sets", "frozensets", "lists", "strings", "lines"],
+)
+def test_what_takes_most_memory_stays_below_the_documented_cap(piece, read):
+    values = sum(piece.count(mark) for mark in (b",", b"[", b"{", b":"))
+    count = min((4 << 20) // len(piece) - 1, plain.MAX_NODES // values - 1 if values else 1 << 30)
+    frame = piece * count if values == 0 else b"[" + piece * count + b"0]"
+    tracemalloc.start()
+    with contextlib.suppress(plain.BadFrame):
+        read(frame)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 40 * 2**20 < peak < 200 * 2**20
+
+
 def test_keys_made_to_collide_are_refused_before_they_are_hashed():
     modulus = (1 << 61) - 1  # the hash of an integer is its remainder
     items = [{"i": hex(modulus * (1 << 61) * k)} for k in range(1, 20_000)]
@@ -112,6 +138,23 @@ def test_keys_made_to_collide_are_refused_before_they_are_hashed():
     with pytest.raises(plain.BadFrame, match="too many keys"):
         plain.decode(json.dumps({"s": items}).encode())
     assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("key", ["t", "z"])
+def test_a_few_long_keys_made_to_collide_are_refused_as_well(key):
+    # -1 and -2 have one hash, so all these tuples have; each comparison runs to the tuples' ends.
+    ends = itertools.islice(itertools.product((-1, -2), repeat=14), 4_900)
+    items = [{"t": [-1] * 180 + list(end)} for end in ends]
+    frame = json.dumps({"s": items} if key == "t" else {"s": [{"z": [item]} for item in items]}).encode()
+    started = time.process_time()
+    with pytest.raises(plain.BadFrame, match="too many keys"):
+        plain.decode(frame)
+    assert time.process_time() - started < 3
+
+
+@pytest.mark.parametrize("value", [{(i, -i, str(i)) for i in range(5_000)}, {i / 7: i for i in range(10_000)}])
+def test_large_sets_and_dicts_as_programs_return_them_come_back(value):
+    assert plain.decode(plain.encode(value).encode()) == value
 
 
 def test_many_frames_share_one_budget():

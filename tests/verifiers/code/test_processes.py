@@ -17,7 +17,7 @@ import pytest
 
 from verifiers import Status, VerifierError, VerifyRequest
 from verifiers.code import selftest, walls
-from verifiers.code.box import Ended
+from verifiers.code.box import Ended, Limits, Outcome
 from verifiers.code.sandbox import Sandbox
 from verifiers.code.session import Session
 from verifiers.code.verifier import CodeVerifier
@@ -110,7 +110,7 @@ for i in range(300):
 os.chmod
 print('made')
 """
-    outcome = runs(sandbox).run_stdin(program, "")
+    outcome = Session(sandbox, Limits(timeout_s=10)).run_stdin(program, "")
     assert outcome.ended in (Ended.FINISHED, Ended.OUTPUT_LIMIT)
     assert runs(sandbox).run_stdin("import os\nprint(sorted(os.listdir('.')))", "").output == b"['.stdin']\n"
 
@@ -186,6 +186,22 @@ def test_zygotes_are_recycled(tier, monkeypatch):
     for _ in range(5):
         assert runs(sandbox).run_stdin("print(1)", "").output == b"1\n"
     assert sandbox.counters["zygotes"] - started == 3
+    assert len(list(sandbox._folder.glob("home-*"))) == 1
+    sandbox.close()
+
+
+def test_packages_are_there_also_for_a_program_that_hides_that_it_uses_them(tier):
+    sandbox = Sandbox(isolation=tier, workers=1)
+    for program in ("import numpy\nprint(numpy.arange(3).sum())", "print(__import__('num' + 'py').arange(3).sum())"):
+        assert runs(sandbox).run_stdin(program, "") == Outcome(Ended.FINISHED, b"3\n")
+    sandbox.close()
+
+
+def test_a_zygote_has_loaded_packages_only_for_programs_that_mention_them(tier):
+    sandbox = Sandbox(isolation=tier, workers=1)
+    loaded = "import sys\nprint('num' + 'py' in sys.modules)"
+    assert runs(sandbox).run_stdin(loaded, "").output == b"False\n"
+    assert runs(sandbox).run_stdin(loaded + "  # numpy", "").output == b"True\n"
     sandbox.close()
 
 

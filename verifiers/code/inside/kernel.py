@@ -76,9 +76,12 @@ def drop_capability_bounds() -> None:
     _LIBC.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 
 
+_CAPABILITY_HEADER = ctypes.create_string_buffer(struct.pack("Ii", _CAPABILITY_VERSION_3, 0))
+_NO_CAPABILITIES = ctypes.create_string_buffer(24)
+
+
 def drop_capabilities() -> None:
-    header = ctypes.create_string_buffer(struct.pack("Ii", _CAPABILITY_VERSION_3, 0))
-    _check(_LIBC.capset(header, ctypes.create_string_buffer(24)), "capset")
+    _check(_LIBC.capset(_CAPABILITY_HEADER, _NO_CAPABILITIES), "capset")
 
 
 def no_new_privileges() -> None:
@@ -89,11 +92,17 @@ class _FilterProgram(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p)]
 
 
-def install_seccomp(bpf: bytes) -> None:
-    """Filter all further system calls of this process. Needs `no_new_privileges` first."""
-    buffer = ctypes.create_string_buffer(bpf, len(bpf))
-    program = _FilterProgram(len(bpf) // 8, ctypes.addressof(buffer))
-    _check(_LIBC.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0), "seccomp")
+class SeccompFilter:
+    """Made once, installed in every run."""
+
+    def __init__(self, bpf: bytes):
+        self._buffer = ctypes.create_string_buffer(bpf, len(bpf))
+        self._program = _FilterProgram(len(bpf) // 8, ctypes.addressof(self._buffer))
+        self._pointer = ctypes.byref(self._program)
+
+    def install(self) -> None:
+        """Filter all further system calls of this process. Needs `no_new_privileges` first."""
+        _check(_LIBC.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._pointer, 0, 0), "seccomp")
 
 
 def landlock_abi() -> int:

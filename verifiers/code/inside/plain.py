@@ -5,8 +5,8 @@ one key that names the type: i (integer, hex), f (float that is not finite), t (
 (bytes, hex), c (complex), d (dict as pairs); and, only where the caller allows it, o (an object that stays in the
 sandbox, by number) and y (a built-in type, by name).
 
-Everything that `decode` reads is hostile. It raises `BadFrame` and nothing else, and takes memory in proportion to the
-caps only.
+Everything that `decode` reads is hostile. It raises `BadFrame` and nothing else, and takes at most 160 bytes for each
+value that `MAX_NODES` allows and 12 for each byte of the frame: 200 MiB for the 4 MiB that a run may write by default.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ MAX_DEPTH = 60
 MAX_NODES = 1_000_000
 MAX_INTEGER_DIGITS = 100_000  # hexadecimal
 MAX_HASHED = 200_000  # keys of dicts and members of sets
-# Keys whose hash the sender can aim at: enough of them with one hash would keep the parent busy for minutes.
-MAX_AIMED_HASHES = 5_000
+# Keys whose hash the sender can aim at: enough of them with one hash, each compared with all others value by value,
+# would keep the parent busy for minutes. Their number times the values in them: at most about a second.
+MAX_AIMED_COST = 100_000_000
 TYPES = {kind.__name__: kind for kind in (bool, int, float, str, bytes, list, tuple, set, frozenset, dict, complex,
                                           type(None), object, range)}  # fmt: skip
 _SMALL = 1 << 63
@@ -104,7 +105,7 @@ class Decoder:
 
     def __init__(self, opaque: Callable[[str, Any], Any] | None = None):
         self._opaque = opaque
-        self._nodes = self._hashed = self._aimed = 0
+        self._nodes = self._hashed = self._aimed = self._aimed_values = 0
 
     def decode(self, frame: bytes) -> Any:
         return self._guarded(frame, lambda raw: self._value(raw, 0))
@@ -162,8 +163,10 @@ class Decoder:
     def count_hashes(self, keys: Sequence[Any]) -> None:
         """Before they are hashed. Raises `BadFrame` if that could take too long."""
         self._hashed += len(keys)
-        self._aimed += sum(1 for key in keys if not _hash_is_safe(key))
-        if self._hashed > MAX_HASHED or self._aimed > MAX_AIMED_HASHES:
+        aimed = [key for key in keys if not _hash_is_safe(key)]
+        self._aimed += len(aimed)
+        self._aimed_values += sum(map(_cost_of_comparison, aimed))
+        if self._hashed > MAX_HASHED or self._aimed * self._aimed_values > MAX_AIMED_COST:
             raise BadFrame("too many keys")
 
     def _integer(self, content: Any, depth: int) -> int:
@@ -210,6 +213,16 @@ def _hash_is_safe(key: Any) -> bool:
     """Whether its hash cannot be aimed at (strings and bytes are salted) or hardly collides (small numbers)."""
     kind = type(key)
     return kind in _EXACT or kind is bytes or (kind is int and -_SMALL < key < _SMALL)
+
+
+def _cost_of_comparison(key: Any) -> int:
+    """With one that is equal but for its end; in values of machine size."""
+    kind = type(key)
+    if kind in (tuple, frozenset):
+        return 1 + sum(map(_cost_of_comparison, key))
+    if kind in (str, bytes):
+        return 1 + len(key) // 64
+    return 1 + (key.bit_length() // 64 if kind is int else 0)
 
 
 _READERS: dict[str, Callable[[Decoder, Any, int], Any]] = {

@@ -68,6 +68,17 @@ class Request:
         return data
 
 
+def prepare(walls: dict[str, Any]) -> None:
+    """Once in the zygote: what is the same for all runs. A page that a run need not write need not be copied."""
+    os.environ["HOME"] = os.environ["TMPDIR"] = walls["home"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _make_standard_streams()
+    walls["filter"] = kernel.SeccompFilter(walls["seccomp"])
+    _limit(resource.RLIMIT_NOFILE, 64)
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_STACK, 64 << 20)
+
+
 def run(request_fd: int, out_fd: int, note_fd: int, walls: dict[str, Any]) -> None:
     """Never returns. walls: what the zygote knows about this sandbox (see `zygote.main`)."""
     request = Request(request_fd)
@@ -83,7 +94,6 @@ def run(request_fd: int, out_fd: int, note_fd: int, walls: dict[str, Any]) -> No
     if header["kind"] == "stdin":
         os.close(_IN)
         os.close(_OUT)  # it has become the program's standard output
-    os.environ["HOME"] = os.environ["TMPDIR"] = home
     _lock_in(header, walls, home, home_bytes)
     os.write(_NOTE, _READY)  # from here on nothing that happens is a fault of ours
     os._exit(_execute(request))
@@ -120,9 +130,6 @@ def _lock_in(header: dict[str, Any], walls: dict[str, Any], home: str, file_byte
     _limit(resource.RLIMIT_AS, memory)
     _limit(resource.RLIMIT_CPU, header["cpu_s"])
     _limit(resource.RLIMIT_FSIZE, file_bytes)
-    _limit(resource.RLIMIT_NOFILE, 64)
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_STACK, 64 << 20)
     if walls["tier"] == "namespaces":  # elsewhere it would count the trainer's own threads
         _limit(resource.RLIMIT_NPROC, 64)
     kernel.drop_capabilities()
@@ -130,7 +137,7 @@ def _lock_in(header: dict[str, Any], walls: dict[str, Any], home: str, file_byte
     if walls["landlock"]:
         kernel.restrict_files(walls["read"], [home, "/dev/null"])
     if walls["seccomp"]:
-        kernel.install_seccomp(walls["seccomp"])
+        walls["filter"].install()
 
 
 def _limit(which: int, value: int) -> None:
@@ -143,7 +150,7 @@ def _limit(which: int, value: int) -> None:
 def _execute(request: Request) -> int:
     """The exit code. The program has the same interpreter and may change anything of it: nothing here is evidence."""
     kind = request.header["kind"]
-    stdout = _fresh_interpreter_state()
+    stdout = sys.__stdout__
     module = types.ModuleType("__main__" if kind == "stdin" else "program")
     sys.modules[module.__name__] = module
     sys.argv = ["main.py"]
@@ -165,15 +172,19 @@ def _execute(request: Request) -> int:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         for stream in (sys.stdout, stdout):  # it may have put another in its place
-            stream.flush()
+            if stream is not None:
+                stream.flush()
     except BaseException as error:  # noqa: BLE001
         code = EXIT_ERROR
         note(describe(error))
     return code
 
 
-def _fresh_interpreter_state() -> io.TextIOWrapper:
-    """Standard streams as an interpreter starts with; the output stream."""
+def _make_standard_streams() -> None:
+    """As an interpreter starts with, for the descriptors that a run will have."""
+    kept = [os.dup(descriptor) for descriptor in range(3)]
+    reader, writer = os.pipe()
+    os.dup2(writer, 1)  # as in a run: whether a stream can seek is found out when it is made
 
     def text(descriptor: int, mode: str, name: str) -> io.TextIOWrapper:
         raw = io.FileIO(descriptor, mode, closefd=False)
@@ -185,8 +196,10 @@ def _fresh_interpreter_state() -> io.TextIOWrapper:
 
     sys.stdin, sys.stdout, sys.stderr = text(0, "r", "<stdin>"), text(1, "w", "<stdout>"), text(2, "w", "<stderr>")
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    return sys.stdout
+    for number, descriptor in enumerate(kept):
+        os.dup2(descriptor, number)
+    for descriptor in (*kept, reader, writer):
+        os.close(descriptor)
 
 
 def note(text: str) -> None:

@@ -22,6 +22,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import kernel
+import light_threading  # noqa: F401 (before anything else imports `threading`)
 import plain  # noqa: F401 (loaded here, so that runs need not)
 import program
 import scratch
@@ -50,9 +51,12 @@ def main() -> None:
     walls["landlock"] = walls["landlock"] and abi > 0
     walls["zygote_pid"] = os.getpid()
     walls["baseline_bytes"] = kernel.address_space_bytes()
+    if walls["tier"] != "namespaces":
+        walls["home"] = os.path.join(walls["home"], "run")
+    program.prepare(walls)
     gc.collect()
     gc.freeze()
-    control.send(json.dumps({"ready": True, "missing": missing, "landlock": abi}).encode())
+    control.send(json.dumps({"missing": missing, "landlock": abi}).encode())
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, _MAX_MESSAGE_BYTES, 2)
         if not message:
@@ -83,7 +87,6 @@ def _run(control: socket.socket, order: dict, descriptors: list[int], walls: dic
     home = walls["home"]
     isolated = walls["tier"] == "namespaces"
     if not isolated:
-        home = os.path.join(home, "run")
         scratch.remove(home)
         os.mkdir(home, 0o700)
     try:
@@ -93,7 +96,7 @@ def _run(control: socket.socket, order: dict, descriptors: list[int], walls: dic
                 control.close()
                 os.close(note_reader)
                 request, output = descriptors
-                program.run(request, output, note_writer, {**walls, "home": home})
+                program.run(request, output, note_writer, walls)
             except BaseException as error:  # noqa: BLE001 (said to the parent, which counts it as our fault)
                 program.say_setup_failed(error, note_writer)
             finally:
