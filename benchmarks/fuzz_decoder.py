@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fuzz_math import _STATUS, _code, _quoted, _thinned
+from benchmarks.fuzz_math import STATUS, code, quoted, thinned
 from benchmarks.report import RESULTS, Report, progress, table
 from verifiers.code import box
 from verifiers.code.box import Limits
@@ -95,7 +95,7 @@ def _fuzz(options: argparse.Namespace) -> int:
     for number, seed in enumerate(_seeds()):
         (seeds / f"{number:05d}").write_bytes(seed)
     dictionary = options.out / "wire.dict"
-    dictionary.write_text("".join(f'"{_quoted(token)}"\n' for token in TOKENS), encoding="ascii")
+    dictionary.write_text("".join(f'"{quoted(token)}"\n' for token in TOKENS), encoding="ascii")
     command = [
         sys.executable, "-m", "benchmarks.fuzz_decoder_target", "--out", str(options.out),
         f"-max_total_time={options.seconds}", f"-seed={options.seed + 1}", f"-dict={dictionary}", "-len_control=20",
@@ -174,7 +174,7 @@ def _body(options: argparse.Namespace, exit_code: int, wall_s: float) -> dict[st
     if not state_file.exists():
         raise RunError("The fuzzer did not start.", where=str(options.out / "libfuzzer.log"), fix=log[-500:])
     state = json.loads(state_file.read_text(encoding="utf-8"))
-    statuses = _STATUS.findall(log)
+    statuses = STATUS.findall(log)
     last = statuses[-1]
     findings = dict(state["findings"])
     if exit_code != 0:
@@ -187,7 +187,7 @@ def _body(options: argparse.Namespace, exit_code: int, wall_s: float) -> dict[st
         "decoded_by_target": state["decoded"],
         "executions_per_s": round(int(last[0]) / wall_s, 1),
         "coverage": {"edges": int(last[2]), "features": int(last[3])},
-        "growth": [{"executions": int(s[0]), "edges": int(s[2])} for s in _thinned(statuses)],
+        "growth": [{"executions": int(s[0]), "edges": int(s[2])} for s in thinned(statuses)],
         "corpus": {"inputs": int(last[4]), "size": last[5]},
         "peak_rss_mb": max(int(s[7]) for s in statuses),
         "slowest_s": state["slowest_s"],
@@ -217,10 +217,10 @@ def _tables(body: Mapping[str, Any]) -> str:
     ]
     largest = [
         [f"{r['bytes'] / 2**20:.1f}", f"{r['allowed'] / 2**20:.1f}", f"{r['message_bytes'] / 2**20:.2f}", r["target"],
-         _code(r["message"])]
+         code(r["message"])]
         for r in body["largest"]
     ]  # fmt: skip
-    found = [[name, _code(json.dumps(finding)[:200])] for name, finding in body["findings"].items()]
+    found = [[name, code(json.dumps(finding)[:200])] for name, finding in body["findings"].items()]
     return "\n".join(
         [
             table(["the run", ""], rows),

@@ -43,7 +43,7 @@ MAX_BYTES = 30_000  # of one input; its middle part may be repeated up to 100,00
 SEED_CHARS = 2_000
 SYMPY_REQUESTS = 400
 SHOWN_SLOWEST = 10
-_STATUS = re.compile(r"#(\d+)\s+(\w+).*?cov: (\d+) ft: (\d+) corp: (\d+)/(\S+).*?exec/s: (\d+) rss: (\d+)Mb")
+STATUS = re.compile(r"#(\d+)\s+(\w+).*?cov: (\d+) ft: (\d+) corp: (\d+)/(\S+).*?exec/s: (\d+) rss: (\d+)Mb")
 
 TOKENS = r"""
 \frac \dfrac \tfrac \cfrac \sqrt \sqrt[3]{ \cbrt \left( \right) \left[ \right] \left\{ \right\} \left. \right. \left|
@@ -96,7 +96,7 @@ def _fuzz(options: argparse.Namespace) -> int:
     for number, seed in enumerate(_seeds()):
         (seeds / f"{number:05d}").write_bytes(seed)
     dictionary = options.out / "latex.dict"
-    dictionary.write_text("".join(f'"{_quoted(token)}"\n' for token in _tokens()), encoding="ascii")
+    dictionary.write_text("".join(f'"{quoted(token)}"\n' for token in _tokens()), encoding="ascii")
     command = [
         sys.executable, "-m", "benchmarks.fuzz_math_target", "--out", str(options.out),
         f"-max_total_time={options.seconds}", f"-seed={options.seed + 1}", f"-dict={dictionary}", "-len_control=20",
@@ -132,7 +132,7 @@ def _tokens() -> list[str]:
     return sorted(macros | set(TOKENS.split()) | {"\n", "\0", " "})
 
 
-def _quoted(token: str) -> str:
+def quoted(token: str) -> str:
     """As libFuzzer's dictionaries want it."""
     return "".join(f"\\x{byte:02x}" for byte in token.encode())
 
@@ -146,7 +146,7 @@ def _body(options: argparse.Namespace, exit_code: int, wall_s: float) -> dict[st
     if not state_file.exists():
         raise RunError("The fuzzer did not start.", where=str(options.out / "libfuzzer.log"), fix=log[-500:])
     state = json.loads(state_file.read_text(encoding="utf-8"))
-    statuses = _STATUS.findall(log)
+    statuses = STATUS.findall(log)
     last = statuses[-1]
     slowest = [_measured_again(row) for row in state["slowest"]]
     findings = dict(state["findings"])
@@ -171,7 +171,7 @@ def _body(options: argparse.Namespace, exit_code: int, wall_s: float) -> dict[st
             "edges": int(last[2]),
             "features": int(last[3]),
         },
-        "growth": [{"executions": int(s[0]), "edges": int(s[2])} for s in _thinned(statuses)],
+        "growth": [{"executions": int(s[0]), "edges": int(s[2])} for s in thinned(statuses)],
         "corpus": {"inputs": int(last[4]), "size": last[5]},
         "peak_rss_mb": max(int(s[7]) for s in statuses),
         "findings": findings,
@@ -180,7 +180,7 @@ def _body(options: argparse.Namespace, exit_code: int, wall_s: float) -> dict[st
     }
 
 
-def _thinned(statuses: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+def thinned(statuses: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """One status line for each doubling of the executions."""
     kept: list[tuple[str, ...]] = []
     for status in statuses:
@@ -242,10 +242,10 @@ def _tables(body: Mapping[str, Any]) -> str:
                                             f"{sympy['slowest_ms']} ms"],
     ]  # fmt: skip
     slowest = [
-        [f"{r['seconds_alone']:.3f}", f"{r['seconds']:.3f}", r["what"], _code(r["gold"]), _code(r["text"])]
+        [f"{r['seconds_alone']:.3f}", f"{r['seconds']:.3f}", r["what"], code(r["gold"]), code(r["text"])]
         for r in sorted(body["slowest"], key=lambda r: -r["seconds_alone"])[:SHOWN_SLOWEST]
     ]
-    found = [[name, _code(json.dumps(finding)[:200])] for name, finding in body["findings"].items()]
+    found = [[name, code(json.dumps(finding)[:200])] for name, finding in body["findings"].items()]
     return "\n".join(
         [
             table(["the run", ""], rows),
@@ -258,7 +258,7 @@ def _tables(body: Mapping[str, Any]) -> str:
     )
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     return "`" + text[:100].replace("\n", "⏎").replace("|", "¦").replace("`", "'") + "`"
 
 

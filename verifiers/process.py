@@ -139,7 +139,7 @@ class WorkerProcess:
             return Ending.CRASH, f"the worker broke off the protocol; {self.stderr_tail()}"
         if code == -signal.SIGKILL:
             return Ending.MEMORY, "the worker was killed from outside, most likely because memory ran out"
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        how = f"was ended by {signal_name(-code)}" if code < 0 else f"exited with code {code}"
         return Ending.CRASH, f"the worker {how}; {self.stderr_tail()}"
 
     def stderr_tail(self) -> str:
@@ -167,3 +167,11 @@ class WorkerProcess:
     def _close_files(self) -> None:
         for file in (self._stdin, self._stdout, self._stderr):
             file.close()
+
+
+def signal_name(number: int) -> str:
+    """``SIGSEGV``; a real-time signal has a number only."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from verifiers.code import replies, walls
 from verifiers.code.replies import BadReply, End
+from verifiers.process import signal_name
 
 START_TIMEOUT_S = 60.0
 _GRACE_S = 10.0  # beyond a run's own limit: then the zygote itself hangs
@@ -332,7 +333,7 @@ def _words(end: End) -> str:
     if end.note or end.status >= 0:
         return end.note
     try:
-        return f"ended by {signal.Signals(-end.status).name}"
+        return f"ended by {signal_name(-end.status)}"
     except ValueError:  # most real-time signals have no name
         return f"ended by signal {-end.status}"
 
