@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fuzz_math import STATUS, code, quoted, thinned
+from benchmarks.fuzz_math import STATUS, as_code, quoted, thinned
 from benchmarks.report import RESULTS, Report, progress, table
 from verifiers.code import box
 from verifiers.code.box import Limits
@@ -217,10 +217,10 @@ def _tables(body: Mapping[str, Any]) -> str:
     ]
     largest = [
         [f"{r['bytes'] / 2**20:.1f}", f"{r['allowed'] / 2**20:.1f}", f"{r['message_bytes'] / 2**20:.2f}", r["target"],
-         code(r["message"])]
+         as_code(r["message"])]
         for r in body["largest"]
     ]  # fmt: skip
-    found = [[name, code(json.dumps(finding)[:200])] for name, finding in body["findings"].items()]
+    found = [[name, as_code(json.dumps(finding)[:200])] for name, finding in body["findings"].items()]
     return "\n".join(
         [
             table(["the run", ""], rows),

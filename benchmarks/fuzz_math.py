@@ -242,10 +242,10 @@ def _tables(body: Mapping[str, Any]) -> str:
                                             f"{sympy['slowest_ms']} ms"],
     ]  # fmt: skip
     slowest = [
-        [f"{r['seconds_alone']:.3f}", f"{r['seconds']:.3f}", r["what"], code(r["gold"]), code(r["text"])]
+        [f"{r['seconds_alone']:.3f}", f"{r['seconds']:.3f}", r["what"], as_code(r["gold"]), as_code(r["text"])]
         for r in sorted(body["slowest"], key=lambda r: -r["seconds_alone"])[:SHOWN_SLOWEST]
     ]
-    found = [[name, code(json.dumps(finding)[:200])] for name, finding in body["findings"].items()]
+    found = [[name, as_code(json.dumps(finding)[:200])] for name, finding in body["findings"].items()]
     return "\n".join(
         [
             table(["the run", ""], rows),
@@ -258,7 +258,7 @@ def _tables(body: Mapping[str, Any]) -> str:
     )
 
 
-def code(text: str) -> str:
+def as_code(text: str) -> str:
     return "`" + text[:100].replace("\n", "⏎").replace("|", "¦").replace("`", "'") + "`"
 
 
