@@ -69,10 +69,10 @@ def tuning_prompts() -> set[str]:
     return {e.question for e in examples[: source.max_examples]}
 
 
-def run_once(runs: Path, name: str, overrides: list[str]) -> dict[str, Any]:
+def run_once(runs: Path, name: str, overrides: list[str], recipe: str = RECIPE) -> dict[str, Any]:
     """Wall seconds of the whole process, and the run's own summary. A finished run is read, not repeated."""
     record = runs / name / "benchmark.json"
-    command = ["train", RECIPE, *overrides, f"name={name}", f"run.dir={runs.absolute()}", "run.resume=never"]
+    command = ["train", recipe, *overrides, f"name={name}", f"run.dir={runs.absolute()}", "run.resume=never"]
     shown = portable(["assay", *command])
     if record.exists():
         facts = json.loads(record.read_text(encoding="utf-8"))

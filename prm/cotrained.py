@@ -49,8 +49,11 @@ class ModelSetup:
 
 
 class CoTrained:
-    """head: ``lm``, log-probs of the response tokens; ``scalar``, one number for each response token, read at the
-    position that predicts it (the state before the token), from a linear head.
+    """head: ``lm``, log-probs of the response tokens; ``scalar``, one number for each response token from a linear
+    head.
+
+    read: where the scalar head is read. ``before``: at the position that predicts the token (the state it was chosen
+    in); ``after``: at the token's own position (what has been written, with it).
 
     optim: None for a frozen model. zero_head: the scalar head starts at 0 instead of random. The trunk starts with the
     recipe's weights; `start_from` copies the policy's as they are after a warm start.
@@ -62,11 +65,12 @@ class CoTrained:
         head: Literal["lm", "scalar"],
         optim: OptimConfig | None,
         *,
+        read: Literal["before", "after"] = "before",
         zero_head: bool = False,
         head_bias: bool = True,
         steps_per_round: int = 1,
     ):
-        self.setup, self.kind, self.optim = setup, head, optim
+        self.setup, self.kind, self.optim, self.read = setup, head, optim, read
         self.compute_dtype = DTYPES[setup.model.compute_dtype]
         self.varlen = choose_varlen(setup.device, self.compute_dtype, setup.attention)
         policy = load_policy(setup.model.model_copy(update={"lora": None}), setup.seed, setup.device)
@@ -106,14 +110,14 @@ class CoTrained:
         return self.setup.packer.pack(sequences, self.setup.max_tokens_per_microbatch, self.setup.device)
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """[R]: the log-prob of each response token at the rollouts' temperature, or the head's number before it."""
+        """[R]: the log-prob of each response token at the rollouts' temperature, or the head's number for it."""
         with autocast(self.setup.device, self.compute_dtype):
             hidden_TE = packed_forward(self.trunk, batch, self.varlen)
-        hidden_RE = hidden_TE[batch.predict_R]
         if self.head is not None:
+            hidden_RE = hidden_TE[batch.predict_R + (self.read == "after")]
             return self.head(hidden_RE.to(self.head.weight.dtype))[:, 0]
         logp_R, _ = chunked_logp(
-            hidden_RE.to(self.compute_dtype),
+            hidden_TE[batch.predict_R].to(self.compute_dtype),
             self.causal_lm.get_output_embeddings().weight,
             batch.target_R,
             temperature=self.setup.temperature,

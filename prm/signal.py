@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -136,7 +136,9 @@ Generate = Callable[[Sequence[Prompt], int, SamplingParams, int], list[Trajector
 @dataclass(slots=True)
 class SourceContext:
     """What a source may use: the recipe's verifier, the policy's tokenizer, the device, the run's seed; how models
-    beside the policy are made (`CoTrained(context.models, ...)`); and the policy itself, through the engine."""
+    beside the policy are made (`CoTrained(context.models, ...)`); the policy itself, through the engine, which takes
+    prompts as long as a prompt and a response together; the rollouts' stop strings; and the training examples with the
+    token ids of their prompts by example id."""
 
     runner: Runner
     tokenizer: PreTrainedTokenizerBase
@@ -145,6 +147,9 @@ class SourceContext:
     models: ModelSetup
     generate: Generate
     max_response_tokens: int
+    stop: tuple[str, ...] = ()
+    train_examples: Sequence[Example] = ()
+    prompt_ids: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 class Source:
@@ -161,7 +166,7 @@ class Source:
     warmup_steps: rounds at the start in which the policy waits, and only what learns beside it learns.
     """
 
-    phase: ClassVar[Literal["judge", "credit"]] = "judge"
+    phase: Literal["judge", "credit"] = "judge"
     warmup_steps: int = 0
 
     class Options(BaseOptions):

@@ -11,9 +11,11 @@ from trainer.config import Config, Part
 from verifiers.errors import ConfigError
 
 TEACH_FROM_FLAT_GROUPS = ("reinforce_pp", "remax", "gae", "multi_stream", "stable_reinforce")
+USE_REWARDS_TO_GO = ("returns_to_go", "reinforce_pp", "remax", "stable_reinforce", "gae", "multi_stream", "prime_rloo",
+                     "prime_grpo")  # fmt: skip
 SEQUENCE_LOSSES = ("gspo", "gmpo", "sapo", "stable_reinforce")
 NEEDS_VERDICTS = ("cosine", "relative_length")
-TOKEN_REWARD_SOURCES = ("implicit",)
+TOKEN_REWARD_SOURCES = ("implicit", "step_prm", "step_oracle")
 
 
 def check_objective(config: Config) -> None:
@@ -46,7 +48,18 @@ def warnings(config: Config) -> list[str]:
     if kl.coef > 0 and kl.place == "loss" and kl.estimator == "k1" and kl.gradient == "estimator":
         out.append("objective.kl.estimator=k1 in the loss has an expected gradient of 0 and holds nothing back: "
                    "set objective.kl.gradient=reverse_kl, or place=reward")  # fmt: skip
-    return out
+    return out + _about_step_rewards(config)
+
+
+def _about_step_rewards(config: Config) -> list[str]:
+    advantage = config.objective.advantage.kind
+    return [
+        f"sources.{i}.refine.kind=delta with objective.advantage.kind={advantage}: rewards to go leave out the -rho "
+        "that stands before each step and pay for one more true line; choose kind=clip_delta, or "
+        "objective.advantage.kind=total_return"
+        for i, source in enumerate(config.sources)
+        if (source.options.get("refine") or {}).get("kind") == "delta" and advantage in USE_REWARDS_TO_GO
+    ]
 
 
 def _check_needs(config: Config, estimator: AdvantageEstimator) -> None:
@@ -138,7 +151,7 @@ def _check_sources(config: Config, estimator: AdvantageEstimator) -> None:
                 f"{config.objective.advantage.kind} does not use them.",
                 where=f"sources.{i}.kind",
                 why="its model would cost time and memory, and do nothing",
-                fix="an estimator of token rewards: prime_rloo, prime_grpo, gae, multi_stream, reinforce_pp",
+                fix="an estimator of token rewards: prime_rloo, returns_to_go, total_return, gae, reinforce_pp",
             )
         unknown = config.rollout.top_p < 1 and config.rollout.temperature != 1
         if part.kind == "implicit" and part.options.get("reference") == "moving" and unknown:

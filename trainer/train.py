@@ -134,7 +134,8 @@ class Session:
             policy.eos_ids,
             dtype=DTYPES[config.rollout.dtype],
             device=self.device,
-            max_prompt_tokens=config.data.max_prompt_tokens,
+            # sources may have a response continued
+            max_prompt_tokens=config.data.max_prompt_tokens + config.rollout.max_response_tokens,
             max_response_tokens=max(config.rollout.max_response_tokens, config.eval.max_response_tokens or 0),
             max_rows=config.rollout.max_rows,
         )
@@ -146,6 +147,9 @@ class Session:
             setup,
             self.generate_aside,
             config.rollout.max_response_tokens,
+            tuple(config.rollout.stop),
+            self.prepared.train,
+            self.prepared.prompt_ids,
         )
         self.sources: list[Source] = []
         self.source_names = names_of([part.kind for part in config.sources])

@@ -9,7 +9,7 @@ import yaml
 
 import recipes
 from data.sources import ASSETS_PREFIX, resolve_path
-from trainer.combinations import warnings
+from trainer.combinations import TOKEN_REWARD_SOURCES, warnings
 from trainer.compose import load_recipe, recipe_index
 
 FOLDER = Path(recipes.__file__).parent
@@ -88,10 +88,18 @@ def test_the_quickstart_trains_and_evaluates_on_disjoint_parts() -> None:
 
 # ---- objectives --------------------------------------------------
 
+
+def stated_sources(name: str) -> list[dict[str, Any]]:
+    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text()).get("sources", [])
+
+
 OBJECTIVES = sorted(p.stem for p in (FOLDER / "objective").glob("*.yaml"))
-# the recipes that are not themselves named by an objective other than the usual one
+# the recipes that are not themselves named by an objective other than the usual one, and whose rewards all of them use
 GENERAL = [
-    name for name in NAMES if name.removesuffix("_math").removesuffix("_chain") not in set(OBJECTIVES) - {"grpo"}
+    name
+    for name in NAMES
+    if name.removesuffix("_math").removesuffix("_chain") not in set(OBJECTIVES) - {"grpo"}
+    and not any(source["kind"] in TOKEN_REWARD_SOURCES for source in stated_sources(name))
 ]
 
 
