@@ -164,10 +164,12 @@ class Source:
     knowing the outcomes.
 
     warmup_steps: rounds at the start in which the policy waits, and only what learns beside it learns.
+    gives: fields of `AdvantageInputs` that an estimator may need and only some sources provide (``token_label_R``).
     """
 
     phase: Literal["judge", "credit"] = "judge"
     warmup_steps: int = 0
+    gives: tuple[str, ...] = ()
 
     class Options(BaseOptions):
         pass

@@ -1,16 +1,17 @@
 """Which parts of an objective go together: what cannot work is a `ConfigError`, what is unusual a warning.
 
 The kinds named here are those whose own formula says so; a part of your own is judged by what it declares
-(`AdvantageEstimator.needs`, `uses_token_reward`).
+(`AdvantageEstimator.needs`, `uses_token_reward`, `Source.gives`).
 """
 
 from __future__ import annotations
 
+from prm.signal import SOURCES
 from trainer.advantages.base import ADVANTAGES, AdvantageEstimator
 from trainer.config import Config, Part
 from verifiers.errors import ConfigError
 
-TEACH_FROM_FLAT_GROUPS = ("reinforce_pp", "remax", "gae", "multi_stream", "stable_reinforce")
+TEACH_FROM_FLAT_GROUPS = ("reinforce_pp", "remax", "gae", "multi_stream", "stable_reinforce", "tp_grpo")
 USE_REWARDS_TO_GO = ("returns_to_go", "reinforce_pp", "remax", "stable_reinforce", "gae", "multi_stream", "prime_rloo",
                      "prime_grpo")  # fmt: skip
 SEQUENCE_LOSSES = ("gspo", "gmpo", "sapo", "stable_reinforce")
@@ -48,7 +49,18 @@ def warnings(config: Config) -> list[str]:
     if kl.coef > 0 and kl.place == "loss" and kl.estimator == "k1" and kl.gradient == "estimator":
         out.append("objective.kl.estimator=k1 in the loss has an expected gradient of 0 and holds nothing back: "
                    "set objective.kl.gradient=reverse_kl, or place=reward")  # fmt: skip
+    needs = ADVANTAGES.get(advantage, key="objective.advantage.kind").needs
+    for i, gives in enumerate(given_by_sources(config)):
+        if "token_label_R" in gives and "token_label_R" not in needs:
+            out.append(f"sources.{i} ({config.sources[i].kind}) labels tokens, and objective.advantage.kind="
+                       f"{advantage} does not use labels: choose tp_grpo, or drop the source")  # fmt: skip
     return out + _about_step_rewards(config)
+
+
+def given_by_sources(config: Config) -> list[tuple[str, ...]]:
+    """`Source.gives` of each source."""
+    kinds = [SOURCES.get(part.kind, key=f"sources.{i}.kind") for i, part in enumerate(config.sources)]
+    return [getattr(kind, "gives", ()) for kind in kinds]
 
 
 def _about_step_rewards(config: Config) -> list[str]:
@@ -66,8 +78,10 @@ def _check_needs(config: Config, estimator: AdvantageEstimator) -> None:
     kind = config.objective.advantage.kind
     fixes = {
         "value_R": "add a critic (objective=ppo, or critic={optim: {lr: 1e-5}}); rloo and reinforce_pp need none",
+        "token_label_R": "add a source that labels tokens: thoughts",
     }
     given = {"stream_RK", "baseline_N", "correct_N"} | ({"value_R"} if config.critic is not None else set())
+    given |= {name for gives in given_by_sources(config) for name in gives}
     missing = [need for need in estimator.needs if need not in given]
     if missing:
         raise ConfigError(

@@ -19,7 +19,7 @@ from verifiers.options import Options
 # advantage estimators with a baseline from the other samples of the prompt
 _COMPARE_SAMPLES = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "opo", "gpg", "passk_grpo",
                     "prime_rloo", "prime_grpo", "oreal", "returns_to_go",
-                    "total_return")  # fmt: skip
+                    "total_return", "tp_grpo")  # fmt: skip
 
 
 class Part(BaseModel):

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.report import RESULTS, Report, progress, table
+from benchmarks.report import RESULTS, Report, portable, progress, table
 from data.chain import ANSWER_MARK, check_steps
 from data.example import Example
 from prm.token_credit import TokenCredit, success_probability, token_weight
@@ -78,6 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     torch.set_num_threads(options.threads)
     options.name = "claims_oreal"
     report = Report(options.name, options)
+    report.header["command"] = portable(["python", "-m", "benchmarks.claims.oreal", *arguments])
     settings = {"recipe": RECIPE, "sizes": SIZES, "overrides": options.overrides, "steps": options.steps, "arms": ARMS}
     measured: list[dict[str, Any]] = []
     try:

@@ -21,7 +21,7 @@ from verifiers.errors import ConfigError
 
 KINDS = ["dr_grpo", "gae", "gpg", "grpo", "multi_stream", "opo", "oreal", "passk_grpo", "prime_grpo", "prime_rloo",
          "raft", "reinforce_pp", "reinforce_pp_baseline", "remax", "returns_to_go", "rloo", "stable_reinforce",
-         "total_return"]  # fmt: skip
+         "total_return", "tp_grpo"]  # fmt: skip
 OF_GROUPS = ["dr_grpo", "grpo", "rloo"]
 ROWS = st.lists(st.tuples(st.integers(0, 3), st.floats(-1, 1)), min_size=1, max_size=16)
 
