@@ -10,11 +10,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from verifiers.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
+E = TypeVar("E")
 
 
 class Registry(Generic[T]):
@@ -28,11 +29,13 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
         self._discovered = False
 
-    def register(self, name: str) -> Callable[[T], T]:
-        def add(entry: T) -> T:
+    def register(self, name: str) -> Callable[[E], E]:
+        """Decorator that returns what it registers, so that a class keeps its own type."""
+
+        def add(entry: E) -> E:
             if name in self._entries and self._entries[name] is not entry:
                 raise ConfigError(f"Two {self.noun}s are registered as '{name}'.", where=self.package)
-            self._entries[name] = entry
+            self._entries[name] = cast(T, entry)
             return entry
 
         return add

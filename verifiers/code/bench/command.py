@@ -110,7 +110,7 @@ def _start(options: argparse.Namespace, make: Any, stack: ExitStack) -> tuple[di
     verifiers, refused = {}, {}
     for tier in [options.tier] if options.tier else [Tier.NAMESPACES.value, Tier.LANDLOCK.value]:
         try:
-            verifier = make(CodeVerifier.Options(isolation=tier), timeout_s=options.timeout_s)
+            verifier = make(CodeVerifier.Options.model_validate({"isolation": tier}), timeout_s=options.timeout_s)
         except VerifierError as error:
             refused[tier] = error.what
             continue
