@@ -295,7 +295,8 @@ def test_a_source_of_ones_own_is_checked_like_ours():
 
 
 def test_the_registry_finds_sources_and_generators():
-    assert DATA_SOURCES.names() == ["chain", "countdown", "csv", "hub", "jsonl", "parquet"]
+    names = ["chain", "countdown", "csv", "hub", "jsonl", "mbpp", "parquet", "small_programs"]
+    assert DATA_SOURCES.names() == names
 
 
 def test_importing_data_and_verifiers_imports_no_heavy_package():
