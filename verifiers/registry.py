@@ -28,6 +28,7 @@ class Registry(Generic[T]):
         self.entry_points = "assay." + noun.replace(" ", "_")
         self._entries: dict[str, T] = {}
         self._discovered = False
+        self._entry_points: dict[str, str] | None = None
 
     def register(self, name: str) -> Callable[[E], E]:
         """Decorator that returns what it registers, so that a class keeps its own type."""
@@ -62,9 +63,11 @@ class Registry(Generic[T]):
 
     def _announced(self) -> dict[str, str]:
         """What other installed packages announce: {kind: "package.module:Object"}. Our own kinds win."""
-        from importlib.metadata import entry_points  # slow to import, and few recipes need it
+        if self._entry_points is None:  # gathering them reads the metadata of everything that is installed
+            from importlib.metadata import entry_points
 
-        return {entry.name: entry.value for entry in entry_points(group=self.entry_points)}
+            self._entry_points = {entry.name: entry.value for entry in entry_points(group=self.entry_points)}
+        return self._entry_points
 
     def _discover(self) -> None:
         if self._discovered:
