@@ -11,7 +11,7 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 
 from data.example import Example
-from prm.judge.base import Judge, JudgeReply, JudgeRequest, ReplyStatus, build_judge, judge_options
+from prm.judge.base import Judge, JudgeReply, JudgeRequest, ReplyStatus, build_judge, hear_all, judge_options
 from prm.judge.prompts import fill
 from prm.signal import SOURCES, Kept, Signal, Source, SourceContext
 from prm.step_source import step_truth
@@ -49,17 +49,17 @@ NO_STEPS = "no_steps"
 NOT_NEEDED = "not_needed"
 CAUSES = (MALFORMED, BAD_SPLIT, NO_ANSWER, NO_STEPS, NOT_NEEDED,
           *(str(status) for status in ReplyStatus if status is not ReplyStatus.OK))  # fmt: skip
-_RETRY_TEMPERATURE = 0.7  # the same question at temperature 0 brings the same reply
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a judge said to one request. value: None if that cannot be used, and then the cause. tokens: in and out,
-    without those of cached replies."""
+    """What a judge said to one request. value: None if that cannot be used, and then the cause. The rest: see
+    `Heard`."""
 
     value: Any
     cause: str
     asks: int
+    cached: int
     tokens: int
 
 
@@ -213,15 +213,16 @@ class ThoughtSource(Source):
         unusable: str,
     ) -> list[Reading]:
         """One reading a request; what cannot be used, or was cut off, is asked for again as another sample."""
-        readings = [_read(reply, reader, unusable) for reply, reader in zip(judge.ask(requests), readers, strict=True)]
-        for retry in range(1, self.options.malformed_retries + 1):
-            again = [i for i, r in enumerate(readings) if r.cause in (unusable, ReplyStatus.TRUNCATED)]
-            temperature = self.options.temperature or _RETRY_TEMPERATURE
-            new = judge.ask([replace(requests[i], sample=retry, temperature=temperature) for i in again])
-            for i, reply in zip(again, new, strict=True):
-                reading, before = _read(reply, readers[i], unusable), readings[i]
-                readings[i] = replace(reading, asks=before.asks + reading.asks, tokens=before.tokens + reading.tokens)
-        return readings
+
+        def hear(i: int, reply: JudgeReply) -> Reading:
+            value = None if reply.text is None else readers[i](reply.text)
+            cause = str(reply.status) if reply.text is None else unusable if value is None else ""
+            return Reading(value, cause, **reply.counts)
+
+        def is_useless(reading: Reading) -> bool:
+            return reading.cause in (unusable, ReplyStatus.TRUNCATED)
+
+        return hear_all(judge, requests, judge.ask(requests), hear, is_useless, self.options.malformed_retries)
 
     # ---- state ---------------------------------------------------------
 
@@ -249,14 +250,6 @@ def _worth_asking(kept: Kept) -> list[bool]:
         if right:
             solved.add(t.group)
     return [t.group in solved or len(outcomes[t.group]) > 1 for t in kept.trajectories]
-
-
-def _read(reply: JudgeReply, reader: Callable[[str], Any], unusable: str) -> Reading:
-    tokens = 0 if reply.cached else reply.tokens_in + reply.tokens_out
-    if reply.text is None:
-        return Reading(None, str(reply.status), 1, tokens)
-    value = reader(reply.text)
-    return Reading(value, "" if value is not None else unusable, 1, tokens)
 
 
 def _read_cuts(thinking: str, reply: str) -> list[int] | None:

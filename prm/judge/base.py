@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from verifiers.errors import ConfigError
 from verifiers.options import parse_options
@@ -15,6 +15,8 @@ from verifiers.registry import Registry
 
 if TYPE_CHECKING:
     from prm.signal import SourceContext
+
+RETRY_TEMPERATURE = 0.7  # the same question at temperature 0 brings the same reply
 
 
 class ReplyStatus(StrEnum):
@@ -72,6 +74,13 @@ class JudgeReply:
         if (self.text is None) == (self.status is ReplyStatus.OK):
             raise ValueError(f"a reply has a text exactly if its status is ok, not with status {self.status}")
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """asks: 1, for a reply that was wanted; cached: whether it was there already; tokens: what it took otherwise,
+        in and out."""
+        tokens = 0 if self.cached else self.tokens_in + self.tokens_out
+        return {"asks": 1, "cached": int(self.cached), "tokens": tokens}
+
 
 class Judge(Protocol):
     """Subclass it and write `ask` and `from_context`; register it (``@JUDGES.register("name")``) or name it in a recipe
@@ -103,6 +112,44 @@ class Judge(Protocol):
 
 
 JUDGES: Registry[type] = Registry("judge", "prm.judge")
+
+
+class Heard(Protocol):
+    """What was made of one reply, or of several to the same request: a dataclass with the sums of their `counts`."""
+
+    @property
+    def asks(self) -> int: ...
+
+    @property
+    def cached(self) -> int: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+
+H = TypeVar("H", bound=Heard)
+
+
+def hear_all(
+    judge: Judge,
+    requests: Sequence[JudgeRequest],
+    replies: Sequence[JudgeReply],
+    hear: Callable[[int, JudgeReply], H],
+    is_useless: Callable[[H], bool],
+    retries: int,
+) -> list[H]:
+    """What is made of the reply to each request; what is useless is asked for again, up to `retries` times, as another
+    sample. hear: (index of the request, reply) -> what it comes to."""
+    heard = [hear(i, reply) for i, reply in enumerate(replies)]
+    for retry in range(1, retries + 1):
+        again = [i for i, one in enumerate(heard) if is_useless(one)]
+        asked = [(requests[i], requests[i].temperature or RETRY_TEMPERATURE) for i in again]
+        new = judge.ask([replace(request, sample=retry, temperature=t) for request, t in asked])
+        for i, reply in zip(again, new, strict=True):
+            one, before = hear(i, reply), heard[i]
+            sums = {name: getattr(before, name) + getattr(one, name) for name in ("asks", "cached", "tokens")}
+            heard[i] = replace(one, **sums)  # type: ignore[type-var]
+    return heard
 
 
 def judge_options(part: Mapping[str, Any], key: str = "judge") -> tuple[type, Any]:

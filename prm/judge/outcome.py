@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
 
 from data.example import Example
-from prm.judge.base import JudgeReply, JudgeRequest, ReplyStatus, build_judge, judge_options
+from prm.judge.base import JudgeReply, JudgeRequest, ReplyStatus, build_judge, hear_all, judge_options
 from prm.judge.oracle import err_yes_no
 from prm.judge.parsing import parse_score, parse_yes_no
 from prm.judge.prompts import GRADED, YES_NO, fill
-from prm.signal import SOURCES, Kept, Signal, Source, SourceContext
+from prm.signal import SOURCES, Signal, Source, SourceContext
 from rollout.trajectory import Finish, Trajectory
 from verifiers.options import Options as BaseOptions
 from verifiers.text import answer_text
@@ -25,7 +25,6 @@ from verifiers.verdict import Verdict, VerifyRequest
 UNPARSABLE = "unparsable"
 NO_ANSWER = "no_answer"
 TRUNCATED = "truncated_response"
-_RETRY_TEMPERATURE = 0.7  # the same question at temperature 0 brings the same reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +98,8 @@ class JudgeSource(Source):
         wait_for_rule = self._ask_rule(trajectories, examples)
 
         def finish() -> Signal:
-            judged = iter(self._read_all(requests, wait()))
+            retries = self.options.unparsable_retries
+            judged = iter(hear_all(self.judge, requests, wait(), self._read, _is_useless, retries))
             judgements = [p if isinstance(p, Judgement) else next(judged) for p in prepared]
             return _signal(judgements, wait_for_rule())
 
@@ -107,9 +107,6 @@ class JudgeSource(Source):
 
     def score(self, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> Signal:
         return self.start(trajectories, examples)()
-
-    def learn(self, kept: Kept, signal: Signal) -> dict[str, float]:
-        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What was spent of the judge's budget."""
@@ -146,26 +143,8 @@ class JudgeSource(Source):
             meta={"oracle": lambda _: self._truth(trajectory, example), "oracle_err": self._err},
         )
 
-    def _read_all(self, requests: Sequence[JudgeRequest], replies: Sequence[JudgeReply]) -> list[Judgement]:
-        """The judgements; what cannot be read is asked again, as another sample."""
-        judgements = [self._read(reply) for reply in replies]
-        for retry in range(1, self.options.unparsable_retries + 1):
-            again = [i for i, j in enumerate(judgements) if j.word in (UNPARSABLE, ReplyStatus.TRUNCATED)]
-            temperature = self.options.temperature or _RETRY_TEMPERATURE
-            new = self.judge.ask([replace(requests[i], sample=retry, temperature=temperature) for i in again])
-            for i, judgement in zip(again, map(self._read, new), strict=True):
-                before = judgements[i]
-                judgements[i] = replace(
-                    judgement,
-                    asks=before.asks + judgement.asks,
-                    cached=before.cached + judgement.cached,
-                    tokens=before.tokens + judgement.tokens,
-                )
-        return judgements
-
-    def _read(self, reply: JudgeReply) -> Judgement:
-        counts: dict[str, Any] = {"asks": 1, "cached": int(reply.cached),
-                                  "tokens": 0 if reply.cached else reply.tokens_in + reply.tokens_out}  # fmt: skip
+    def _read(self, _: int, reply: JudgeReply) -> Judgement:
+        counts: dict[str, Any] = reply.counts
         if reply.text is None:
             return Judgement(None, str(reply.status), reply.detail, **counts)
         o = self.options
@@ -203,6 +182,10 @@ class JudgeSource(Source):
             return err_yes_no(truth, error_rate, rng)
         points = int(truth.rpartition(" ")[2])
         return f"Final Score: {self.options.max_score - points}" if rng.random() < error_rate else truth
+
+
+def _is_useless(judgement: Judgement) -> bool:
+    return judgement.word in (UNPARSABLE, ReplyStatus.TRUNCATED)
 
 
 def _verify_request(trajectory: Trajectory, example: Example) -> VerifyRequest:
