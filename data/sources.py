@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from data.example import Example
 from data.hub import use_cache_if_unreachable
 from data.rows import Row, RowOptions, require_columns, to_examples
+from data.steps import CheckSteps
 from verifiers.errors import ConfigError, DataError, did_you_mean
 from verifiers.options import parse_options
 from verifiers.registry import Registry
@@ -30,6 +31,18 @@ class DataSource(Protocol):
 
 
 DATA_SOURCES: Registry[type] = Registry("data source", "data")
+
+
+def step_oracle(kind: str, *, key: str | None = None) -> CheckSteps | None:
+    """What labels the lines of a response to an example of this data source; None if it cannot. Raises `ConfigError`
+    for an unknown kind, naming `key`."""
+    return getattr(DATA_SOURCES.get(kind, key=key), "check_steps", None)
+
+
+def oracle_of(example: Example) -> CheckSteps | None:
+    """The step oracle of the data source that made this example; None where there is none."""
+    task = example.meta.get("task")
+    return step_oracle(str(task)) if task in DATA_SOURCES.names() else None
 
 
 def load_examples(kind: str, options: Mapping[str, Any], *, key: str) -> list[Example]:

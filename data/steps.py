@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from data.example import Example
+
 
 @dataclass(frozen=True, slots=True)
 class StepLabel:
@@ -23,6 +25,10 @@ class StepLabel:
     first_error: bool
     follows: bool
     on_track: bool
+
+
+# (example, response) -> the truth about every line
+CheckSteps = Callable[[Example, str], list[StepLabel]]
 
 
 def label_lines(response: str, judge: Callable[[str], tuple[bool, bool]]) -> list[StepLabel]:

@@ -6,7 +6,8 @@ Shapes: N trajectories; T_i response tokens of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +16,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import PreTrainedTokenizerBase
 
 from data.example import Example
-from data.sources import DATA_SOURCES
-from data.steps import StepLabel
+from data.sources import oracle_of
 from prm.bench.ranking import auc
+from prm.steps import StepOptions, StepSplitter
 from rollout.trajectory import Trajectory
-
-CheckSteps = Callable[[Example, str], list[StepLabel]]
 
 
 def outcome_health(logit_N: Tensor, label_N: Tensor, group_N: Tensor) -> dict[str, float]:
@@ -66,9 +65,7 @@ class LineOracle:
     """Token rewards against what the generator of an example (`check_steps`) says of each line."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self._tokenizer = tokenizer
-        self._widths: dict[int, int] = {}
-        self._oracles: dict[object, CheckSteps | None] = {}
+        self._splitter = StepSplitter(StepOptions(), tokenizer)
 
     def health(
         self, trajectories: Sequence[Trajectory], examples: Sequence[Example], rewards: Sequence[Tensor]
@@ -84,30 +81,14 @@ class LineOracle:
     def lines(self, trajectory: Trajectory, example: Example, reward_T: Tensor) -> list[RewardedLine]:
         """Every line of a response; [] without an oracle, or where the text is not the tokens' texts end to end. The
         end-of-sequence token belongs to the last line."""
-        check_steps = self._oracle(example.meta.get("task"))
-        if check_steps is None or not trajectory.text:
+        check_steps, text, ids = oracle_of(example), trajectory.text, trajectory.response_ids
+        if check_steps is None or not text or self._splitter.decode(ids) != text:
             return []
-        widths = [self._width(token) for token in trajectory.response_ids]
-        if sum(widths) != len(trajectory.text):
-            return []
-        steps = check_steps(example, trajectory.text)
-        line_of_character = [n for n, step in enumerate(steps) for _ in range(step.end - step.start)]
-        total, start = [0.0] * len(steps), 0
-        for width, reward in zip(widths, reward_T.tolist(), strict=True):
-            total[line_of_character[min(start, len(line_of_character) - 1)]] += reward
-            start += width
-        first = next((i for i, step in enumerate(steps) if step.first_error), len(steps))
-        return [RewardedLine(total[i], step.correct, i > first) for i, step in enumerate(steps)]
-
-    def _oracle(self, task: object) -> CheckSteps | None:
-        """Of the data source of this name; looked up once, which takes longer than to check a line."""
-        if task not in self._oracles:
-            known = isinstance(task, str) and task in DATA_SOURCES.names()
-            self._oracles[task] = getattr(DATA_SOURCES.get(str(task)), "check_steps", None) if known else None
-        return self._oracles[task]
-
-    def _width(self, token: int) -> int:
-        """Characters of one token's text."""
-        if token not in self._widths:
-            self._widths[token] = len(self._tokenizer.decode([token], skip_special_tokens=True))
-        return self._widths[token]
+        steps = check_steps(example, text)
+        starts = [step.start for step in steps]
+        total = [0.0] * len(steps)
+        # as in `StepSplitter.cut`: a token belongs to the line of its first character
+        for first, reward in zip([0, *self._splitter.token_ends(text, ids)[:-1]], reward_T.tolist(), strict=True):
+            total[bisect_right(starts, first) - 1] += reward
+        wrong = next((i for i, step in enumerate(steps) if step.first_error), len(steps))
+        return [RewardedLine(total[i], step.correct, i > wrong) for i, step in enumerate(steps)]

@@ -14,8 +14,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from data.sources import oracle_of
 from prm.signal import SOURCES, Kept, SourceContext
-from prm.step_source import StepSource, oracle_of, step_truth
+from prm.step_source import StepSource, step_truth
 from prm.steps import Steps
 from rollout.engine import derive_seed
 from verifiers.errors import ConfigError

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from data.example import Example
 from data.sampler import Sampler
+from data.sources import oracle_of
 from prm.cotrained import CoTrained
 from prm.signal import SOURCES, Kept, Signal, Source, SourceContext
 from prm.step_labels import Labelled, MonteCarloOptions, correctness, labelled, labels_from_file, monte_carlo
-from prm.step_source import StepSource, Truth, oracle_of, score_health, step_truth
+from prm.step_source import StepSource, Truth, score_health, step_truth
 from prm.steps import Steps
 from rollout.engine import Prompt, SamplingParams, derive_seed
 from rollout.options import OptimConfig

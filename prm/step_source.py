@@ -6,15 +6,14 @@ Shapes: N trajectories; K_i steps and T_i tokens of trajectory i.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from data.example import Example
-from data.sources import DATA_SOURCES
-from data.steps import StepLabel
+from data.sources import oracle_of
 from prm.bench.calibration import expected_calibration_error
 from prm.bench.ranking import auc
 from prm.refine import RefineOptions, Refiner
@@ -92,14 +91,6 @@ class StepSource(Source):
 
 
 # ---- the truth -----------------------------------------------------
-
-
-def oracle_of(example: Example) -> Callable[[Example, str], list[StepLabel]] | None:
-    """The step oracle of the data source that made this example; None where there is none."""
-    task = example.meta.get("task")
-    if task not in DATA_SOURCES.names():
-        return None
-    return getattr(DATA_SOURCES.get(str(task)), "check_steps", None)
 
 
 def step_truth(example: Example, text: str, steps: Steps, truth: Truth) -> list[float]:

@@ -80,7 +80,7 @@ class StepSplitter:
         self.tokenizer = tokenizer
         # decoders may treat the first token in a way of its own (no space before it), so none is decoded alone
         self._anchor = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-        self._anchor_text = self._decode(self._anchor)
+        self._anchor_text = self.decode(self._anchor)
         self._pieces: dict[int, str] = {}
 
     def split(self, text: str, ids: Sequence[int]) -> Steps:
@@ -109,7 +109,7 @@ class StepSplitter:
         """How many characters of `text` are complete after each token [T]; the last number is all of them."""
         ends = self._by_pieces(text, ids)
         if ends is None:  # a decoder whose pieces depend on more than their neighbours
-            decoded = [self._decode(ids[: i + 1]) for i in range(len(ids))]
+            decoded = [self.decode(ids[: i + 1]) for i in range(len(ids))]
             ends = list(accumulate((len(d.rstrip(_INCOMPLETE)) for d in decoded), max))
         return [min(end, len(text)) for end in ends[:-1]] + [len(text)]
 
@@ -139,7 +139,8 @@ class StepSplitter:
         return self._pieces[token]
 
     def _after_anchor(self, ids: Sequence[int]) -> str:
-        return self._decode([*self._anchor, *ids])[len(self._anchor_text) :]
+        return self.decode([*self._anchor, *ids])[len(self._anchor_text) :]
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
+        """As the engine decodes a response: its special tokens are left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -8,7 +8,7 @@ with a wrong table (each draw has one, the same for all problems): a confident e
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,13 @@ from pydantic import BaseModel, ConfigDict
 
 from data.chain import ANSWER_MARK, Expression, Rule
 from data.example import Example
-from data.sources import DATA_SOURCES, load_examples
-from data.steps import StepLabel
+from data.sources import load_examples, step_oracle
+from data.steps import CheckSteps, StepLabel
 from prm.bench.items import Item, read_rows, validate
 from verifiers.errors import ConfigError, DataError
 
 DRAWS = 20  # of a corruption before a problem counts as having no other
 CORRUPTIONS = ("digit", "systematic")
-CheckSteps = Callable[[Example, str], list[StepLabel]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def response_items(source: str, options: Mapping[str, Any], path: str) -> tuple[
 
 
 def _oracle(source: str) -> CheckSteps:
-    check_steps = getattr(DATA_SOURCES.get(source, key="--generator"), "check_steps", None)
+    check_steps = step_oracle(source, key="--generator")
     if check_steps is None:
         raise ConfigError(
             f"The data source '{source}' has no step oracle.", where="--generator", fix="valid: chain, countdown"
