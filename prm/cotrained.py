@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import save_torch_state_dict
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from prm.optim import NonFiniteError, clip_and_step, make_adamw
 from rollout.attention import choose_varlen, packed_forward
 from rollout.logprobs import chunked_logp
-from rollout.models import DTYPES, autocast, load_policy
+from rollout.models import DTYPES, autocast, load_policy, read_weights, save_weights
 from rollout.options import ModelConfig, OptimConfig
-from rollout.packing import PackedBatch, Packer, TokenSequence
+from rollout.packing import PackedBatch, Packer, TokenSequence, per_sequence
 
 # (micro-batch, the head's output [R]) -> (loss: a sum over what the micro-batch holds, sums to report by name)
 BatchLoss = Callable[[PackedBatch, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -70,7 +68,7 @@ class CoTrained:
         head_bias: bool = True,
         steps_per_round: int = 1,
     ):
-        self.setup, self.kind, self.optim, self.read = setup, head, optim, read
+        self.setup, self.optim, self.read = setup, optim, read
         self.compute_dtype = DTYPES[setup.model.compute_dtype]
         self.varlen = choose_varlen(setup.device, self.compute_dtype, setup.attention)
         policy = load_policy(setup.model.model_copy(update={"lora": None}), setup.seed, setup.device)
@@ -128,12 +126,7 @@ class CoTrained:
     @torch.no_grad()
     def outputs(self, sequences: Sequence[TokenSequence]) -> list[Tensor]:
         """`forward` for every response: one float32 CPU tensor [T_i] each (float64 of a float64 model)."""
-        out: dict[int, Tensor] = {}
-        for batch in self.pack(sequences):
-            value_R = self.forward(batch)
-            wide = torch.promote_types(value_R.dtype, torch.float32)
-            out |= {i: v.to("cpu", wide) for i, v in batch.split(value_R).items()}
-        return [out[i] for i in range(len(sequences))]
+        return per_sequence(self.pack(sequences), self.forward)
 
     # ---- update ------------------------------------------------------
 
@@ -186,8 +179,7 @@ class CoTrained:
             weights.pop("lm_head.weight", None)
         config.architectures = [architecture]
         config.save_pretrained(folder)
-        save_torch_state_dict({n: t.detach().cpu().contiguous() for n, t in weights.items()}, folder,
-                              max_shard_size="5GB")  # fmt: skip
+        save_weights(weights, folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on beside the weights, which the export holds."""
@@ -197,9 +189,7 @@ class CoTrained:
 
     def load(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Restore the exported weights and the rest, exactly."""
-        weights: dict[str, Tensor] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            weights |= load_file(file)
+        weights = read_weights(folder)
         if self.head is None:
             # a tied head is the embedding, which was loaded under its own name
             missing, unexpected = self.causal_lm.load_state_dict(weights, strict=False)

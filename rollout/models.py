@@ -7,13 +7,16 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -264,3 +267,20 @@ def _convert_gguf(folder: Path, file: str, target: Path) -> None:
         shutil.rmtree(partial)
     else:
         partial.rename(target)
+
+
+# ---- weights in folders ------------------------------------------
+
+
+def save_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
+    """safetensors files as `from_pretrained` wants them."""
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_torch_state_dict(content, folder, max_shard_size="5GB")
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """What the safetensors files of a folder hold, by name."""
+    weights: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        weights |= load_file(file)
+    return weights

@@ -8,7 +8,7 @@ sequences stand in order of decreasing length, so that sequences of equal length
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -91,6 +91,17 @@ def pack(sequences: Sequence[TokenSequence], max_tokens: int, device: torch.devi
     """Micro-batches of at most `max_tokens` tokens that hold every sequence exactly once."""
     lengths = [len(s.prompt_ids) + len(s.response_ids) for s in sequences]
     return [_pack_one(sequences, bin_, device) for bin_ in first_fit_decreasing(lengths, max_tokens)]
+
+
+def per_sequence(batches: Sequence[PackedBatch], values: Callable[[PackedBatch], Tensor]) -> list[Tensor]:
+    """`values` of each micro-batch [R], given back by input sequence: one CPU tensor [T_i] each, float32 (float64 if
+    they are)."""
+    out: dict[int, Tensor] = {}
+    for batch in batches:
+        value_R = values(batch)
+        wide = torch.promote_types(value_R.dtype, torch.float32)
+        out |= {i: v.to("cpu", wide) for i, v in batch.split(value_R).items()}
+    return [out[i] for i in range(len(out))]
 
 
 class Packer:

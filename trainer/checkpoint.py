@@ -24,13 +24,12 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prm.cotrained import CoTrained
+from rollout.models import read_weights, save_weights
 from trainer.learner import Learner
 from trainer.records import fsync_path
 from verifiers.errors import RunError
@@ -128,10 +127,10 @@ def export_hf(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase
     generation.pad_token_id = tokenizer.pad_token_id
     generation.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    weights = {n: t.detach().cpu().contiguous() for n, t in learner.weights().items()}
+    weights = dict(learner.weights())
     if config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
-    save_torch_state_dict(weights, folder, max_shard_size="5GB")
+    save_weights(weights, folder)
 
 
 def load_checkpoint(path: Path, learner: Learner, models: Mapping[str, CoTrained] | None = None) -> dict[str, Any]:
@@ -158,9 +157,7 @@ def load_checkpoint(path: Path, learner: Learner, models: Mapping[str, CoTrained
 
 
 def _read_policy(folder: Path, learner: Learner) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        weights |= load_file(file)
+    weights = read_weights(folder)
     return {name: weights[name] for name, p in learner.model.named_parameters() if p.requires_grad}
 
 

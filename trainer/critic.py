@@ -16,11 +16,10 @@ from torch import Tensor
 
 from prm.cotrained import CoTrained, ModelSetup
 from prm.optim import NonFiniteError
-from rollout.packing import PackedBatch, TokenSequence
+from rollout.packing import TokenSequence
 from trainer.config import Config
-from trainer.learner import Learner, TrainingBatch, split_by_group
-from trainer.losses.value import ValueLossOptions, value_loss
-from trainer.objective import sequence_weights
+from trainer.learner import Learner, TrainingBatch, split_by_group, value_loss_term
+from trainer.losses.value import ValueLossOptions
 
 
 class Critic(CoTrained):
@@ -52,18 +51,8 @@ class Critic(CoTrained):
     def _update(self, batch: TrainingBatch, index: list[int]) -> dict[str, float]:
         """One optimizer step on the token mean of the value loss."""
         sequences = [batch.trajectories[i] for i in index]
-        old, returns = [batch.values[i] for i in index], [batch.returns[i] for i in index]
-        length_N = torch.tensor([t.num_response_tokens for t in sequences])
-        weight_N = sequence_weights(length_N, batch.included_N[index], "token", None)
-
-        def loss(mb: PackedBatch, value_R: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            weight_R = weight_N.to(value_R)[mb.sequence_index][mb.segment_R]
-            target_R = mb.flatten(returns).to(value_R.dtype)
-            loss_R, diagnostics = value_loss(value_R, mb.flatten(old).to(value_R.dtype), target_R, self.loss_options)
-            return (loss_R * weight_R).sum(), {n: (v * weight_R).sum() for n, v in diagnostics.items()}
-
         try:
-            return self.step(sequences, loss, "The critic")
+            return self.step(sequences, value_loss_term(batch, index, self.loss_options), "The critic")
         except NonFiniteError as error:
             error.sequences = [index[i] for i in error.sequences]  # of the batch, not of this mini-batch
             raise

@@ -22,7 +22,7 @@ from prm.optim import NonFiniteError, clip_and_step, make_adamw
 from rollout.attention import choose_varlen, packed_forward
 from rollout.logprobs import chunked_logp
 from rollout.models import DTYPES, Policy, autocast, load_policy
-from rollout.packing import PackedBatch, Packer, TokenSequence
+from rollout.packing import PackedBatch, Packer, TokenSequence, per_sequence
 from rollout.trajectory import Trajectory
 from trainer.config import Config, OptimConfig
 from trainer.losses.base import LOSSES, LossInputs
@@ -165,17 +165,15 @@ class Learner:
         return self.value_head(hidden_RE.to(self.value_head.weight.dtype))[:, 0]
 
     def _collect(self, sequences: Sequence[TokenSequence], model: nn.Module, values: bool = False) -> list[Tensor]:
-        out: dict[int, Tensor] = {}
+        def found(batch: PackedBatch) -> Tensor:
+            hidden_RE = self._hidden(model, batch)
+            return self._value(hidden_RE) if values else self._logp(model, batch, hidden_RE)[0]
+
         was_training = model.training
         model.eval()  # LoRA dropout belongs to the gradient only
-        for batch in self._pack(sequences):
-            hidden_RE = self._hidden(model, batch)
-            found_R = self._value(hidden_RE) if values else self._logp(model, batch, hidden_RE)[0]
-            out |= {
-                i: v.to("cpu", torch.promote_types(v.dtype, torch.float32)) for i, v in batch.split(found_R).items()
-            }
+        out = per_sequence(self._pack(sequences), found)
         model.train(was_training)
-        return [out[i] for i in range(len(sequences))]
+        return out
 
     # ---- updates -----------------------------------------------------
 
@@ -268,7 +266,7 @@ class Learner:
                 diagnostics["kl_reference"] = kl_R.detach()
             return loss_R, diagnostics
 
-        value_term = None if self.value_head is None else self._value_term(batch, index)
+        value_term = None if self.value_head is None else self._shared_value_term(batch, index)
         try:
             metrics = self._optimizer_step(trajectories, weight_N, token_loss, keep, value_term)
         except NonFiniteError as error:
@@ -278,21 +276,13 @@ class Learner:
             metrics["rejected_share"] = 1 - float(torch.cat(keep).double().mean())
         return metrics
 
-    def _value_term(self, batch: TrainingBatch, index: list[int]) -> ValueTerm:
-        """The token mean of the value loss, times its coefficient: the policy's reduction does not change it."""
+    def _shared_value_term(self, batch: TrainingBatch, index: list[int]) -> ValueTerm:
         critic = self.config.critic
         assert critic is not None
-        options, old, returns = ValueLossOptions(clip=critic.clip), batch.values, batch.returns
-        length_N = torch.tensor([batch.trajectories[i].num_response_tokens for i in index])
-        weight_N = sequence_weights(length_N, batch.included_N[index], "token", None)
+        of_values = value_loss_term(batch, index, ValueLossOptions(clip=critic.clip))
 
         def term(mb: PackedBatch, value_R: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            old_R = mb.flatten([old[i] for i in index]).to(value_R.dtype)
-            return_R = mb.flatten([returns[i] for i in index]).to(value_R.dtype)
-            loss_R, diagnostics = value_loss(value_R, old_R, return_R, options)
-            weight_R = weight_N.to(value_R)[mb.sequence_index][mb.segment_R]
-            loss = (loss_R * weight_R).sum()
-            sums = {name: (values_R * weight_R).sum() for name, values_R in diagnostics.items()}
+            loss, sums = of_values(mb, value_R)
             return critic.loss_coef * loss, {"value_loss": loss.detach(), **sums}
 
         return term
@@ -412,6 +402,22 @@ class Learner:
             self.reference.load_state_dict(state["reference"])
         if self.value_head is not None:
             self.value_head.load_state_dict(state["value_head"])
+
+
+def value_loss_term(batch: TrainingBatch, index: Sequence[int], options: ValueLossOptions) -> ValueTerm:
+    """The token mean of the value loss over the trajectories `index` that take part: the policy's reduction does not
+    change it."""
+    old, returns = [batch.values[i] for i in index], [batch.returns[i] for i in index]
+    length_N = torch.tensor([batch.trajectories[i].num_response_tokens for i in index])
+    weight_N = sequence_weights(length_N, batch.included_N[list(index)], "token", None)
+
+    def term(mb: PackedBatch, value_R: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        old_R, return_R = (mb.flatten(values).to(value_R.dtype) for values in (old, returns))
+        loss_R, diagnostics = value_loss(value_R, old_R, return_R, options)
+        weight_R = weight_N.to(value_R)[mb.sequence_index][mb.segment_R]
+        return (loss_R * weight_R).sum(), {name: (v_R * weight_R).sum() for name, v_R in diagnostics.items()}
+
+    return term
 
 
 def merged_lora_weights(causal_lm: nn.Module) -> dict[str, Tensor]:
