@@ -11,9 +11,32 @@ from data.example import Example
 from prm.signal import SOURCES, Signal, Source, SourceContext
 from rollout.trajectory import Finish, Trajectory
 from verifiers.options import Options as BaseOptions
+from verifiers.runner import Runner
 from verifiers.verdict import Status, Verdict, VerifyRequest
 
 TRUNCATED = Verdict(0.0, Status.TRUNCATED, "the response hit the token limit")
+
+
+def verify_request(trajectory: Trajectory, example: Example) -> VerifyRequest:
+    """What a verifier is asked about a response to `example`."""
+    return VerifyRequest(trajectory.text, example.gold, example.meta, example.id)
+
+
+def start_judging(
+    runner: Runner, trajectories: Sequence[Trajectory], examples: Sequence[Example], *, truncated: str = "wrong"
+) -> Callable[[], list[Verdict]]:
+    """Hand the responses to the verifier and return at once; the function returned waits for the verdicts. truncated:
+    as in `RuleSource.Options`."""
+    cut = [t.finish == Finish.LENGTH and truncated == "wrong" for t in trajectories]
+    wait = runner.submit([
+        verify_request(t, e) for t, e, is_cut in zip(trajectories, examples, cut, strict=True) if not is_cut
+    ])  # fmt: skip
+
+    def finish() -> list[Verdict]:
+        judged = iter(wait())
+        return [TRUNCATED if is_cut else next(judged) for is_cut in cut]
+
+    return finish
 
 
 @SOURCES.register("rule")
@@ -33,18 +56,11 @@ class RuleSource(Source):
         self.runner = context.runner
 
     def start(self, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> Callable[[], Signal]:
-        """Hand the responses to the verifier and return at once; the function returned waits for the verdicts."""
-        cut = [t.finish == Finish.LENGTH and self.options.truncated == "wrong" for t in trajectories]
-        requests = [
-            VerifyRequest(t.text, e.gold, e.meta, e.id)
-            for t, e, is_cut in zip(trajectories, examples, cut, strict=True)
-            if not is_cut
-        ]
-        wait = self.runner.submit(requests)
+        """As `start_judging`; the function returned gives the signal."""
+        wait = start_judging(self.runner, trajectories, examples, truncated=self.options.truncated)
 
         def finish() -> Signal:
-            judged = iter(wait())
-            verdicts = [TRUNCATED if is_cut else next(judged) for is_cut in cut]
+            verdicts = wait()
             outcome = [float("nan") if v.score is None else v.score for v in verdicts]
             return Signal(torch.tensor(outcome, dtype=torch.float32), labels={"verdict": verdicts})
 

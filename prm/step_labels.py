@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from data.example import Example
+from prm.rule import start_judging
 from prm.signal import SourceContext
 from prm.steps import Steps, StepSplitter
 from rollout.engine import Prompt, SamplingParams, derive_seed
@@ -135,12 +136,7 @@ def _values(context: SourceContext, prefixes: Sequence[_Prefix], completed: Sequ
 def correctness(context: SourceContext, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> list[float]:
     """1 or 0 for each response [N], by the recipe's verifier; NaN where it could not judge. A response that hit the
     token limit is wrong."""
-    whole = [i for i, t in enumerate(trajectories) if t.finish is not Finish.LENGTH]
-    requests = [VerifyRequest(trajectories[i].text, examples[i].gold, examples[i].meta, examples[i].id) for i in whole]
-    values = [0.0] * len(trajectories)
-    for i, verdict in zip(whole, context.runner.verify(requests), strict=True):
-        values[i] = _value(verdict)
-    return values
+    return [_value(verdict) for verdict in start_judging(context.runner, trajectories, examples)()]
 
 
 def _value(verdict: Verdict) -> float:

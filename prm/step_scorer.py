@@ -277,11 +277,12 @@ class Orm(Source):
         if not kept.trajectories:
             return {}
         metrics = self.scorer.fitted if kept.step == 0 else {}
-        correct = [float(c) for c in kept.correct_N] if kept.verdicts else [float("nan")] * len(kept.trajectories)
-        metrics = metrics | score_health(signal.labels["orm_score"], correct)
+        known = [float(c) for c in kept.correct_N] if kept.verdicts else None
+        unknown = [float("nan")] * len(kept.trajectories)
+        metrics = metrics | score_health(signal.labels["orm_score"], known or unknown)
         if not self.scorer.is_due(kept.step):
             return metrics
-        labels = correctness(self.context, kept.trajectories, kept.examples)
+        labels = known or correctness(self.context, kept.trajectories, kept.examples)  # no source asked the verifier
         done = self.scorer.step(_at_the_end(kept.trajectories, labels))
         return metrics | {name: done[name] for name in ("loss", "grad_norm", "lr")}
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from data.example import Example
+from prm.rule import verify_request
 from rollout.engine import Engine, Prompt, SamplingParams, derive_seed
 from rollout.trajectory import Finish, Trajectory
 from trainer.config import Config
 from trainer.selection import best_of_majority, best_of_n, probability_score, weighted_majority
 from verifiers.errors import RunError
 from verifiers.runner import Runner
-from verifiers.verdict import Status, Verdict, VerifyRequest
+from verifiers.verdict import Status, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +198,7 @@ def start_verifying(
     runner: Runner, trajectories: Sequence[Trajectory], examples: Sequence[Example]
 ) -> Callable[[], list[Verdict]]:
     """`verify_trajectories` that returns at once; the function returned waits for the verdicts."""
-    requests = [VerifyRequest(t.text, e.gold, e.meta, e.id) for t, e in zip(trajectories, examples, strict=True)]
-    wait = runner.submit(requests)
+    wait = runner.submit([verify_request(t, e) for t, e in zip(trajectories, examples, strict=True)])
 
     def finish() -> list[Verdict]:
         return [

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from prm.signal import Kept, Signal, verdicts_in
+from prm.signal import Kept, Signal
 from rollout.trajectory import Finish, Trajectory
 from trainer.advantages.base import AdvantageInputs, at_last_token
 from trainer.collect import Rollouts
 from trainer.learner import TrainingBatch
 from trainer.objective import kl_penalty, kl_reward, needs_reference, soft_overlong_penalty
 from trainer.shaping.base import ShapingInputs
-from verifiers.verdict import Status
 
 if TYPE_CHECKING:
     from trainer.train import Session
@@ -48,7 +47,7 @@ def weigh(session: Session, kept: Kept, signals: Sequence[Signal]) -> tuple[Trai
             reward_N = reward_N + part.weight * signal.outcome_N
     inputs = AdvantageInputs(reward_N, kept.group_N, length_N, baseline_N=kept.baseline_N)
     kl_R, old, metrics = kl_in_reward(session, trajectories)
-    inputs, shaping = shaped(session, inputs, trajectories, signals, kl_R)
+    inputs, shaping = shaped(session, inputs, kept, signals, kl_R)
     included_N = included(session, trajectories, signals)
     inputs = replace(inputs, correct_N=kept.correct_N, included_N=included_N)
     values, returns = [], []
@@ -98,7 +97,7 @@ def kl_in_reward(
 def shaped(
     session: Session,
     inputs: AdvantageInputs,
-    trajectories: Sequence[Trajectory],
+    kept: Kept,
     signals: Sequence[Signal],
     kl_R: Tensor | None,
 ) -> tuple[AdvantageInputs, dict[str, float]]:
@@ -114,15 +113,15 @@ def shaped(
     for shaping, options in session.shapings:
         asked = ShapingInputs(
             reward_N,
-            correct(signals, len(trajectories)),
+            kept.correct_N,
             inputs.group_N,
-            [t.response_ids for t in trajectories],
+            [t.response_ids for t in kept.trajectories],
             config.rollout.max_response_tokens,
         )
         made = shaping.compute(asked, options)
         streams.append((made.reward_N - reward_N, made.token_reward_R))
         reward_N = made.reward_N
-    reward_N = reward_N + overlong_penalty(session, trajectories)
+    reward_N = reward_N + overlong_penalty(session, kept.trajectories)
     by_token = session.advantage.uses_token_reward or "stream_RK" in session.advantage.needs
     if kl_R is not None and by_token:
         streams.append((torch.zeros_like(reward_N), kl_R))
@@ -148,14 +147,6 @@ def stream(outcome_N: Tensor, token_reward_R: Tensor | None, inputs: AdvantageIn
     """One column of `stream_RK` [R]."""
     column_R = at_last_token(outcome_N, inputs)
     return column_R if token_reward_R is None else column_R + token_reward_R
-
-
-def correct(signals: Sequence[Signal], count: int) -> Tensor:
-    """bool [N]: what the verifier said; nobody is right where no source gives verdicts."""
-    verdicts = verdicts_in(signals)
-    if not verdicts:
-        return torch.zeros(count, dtype=torch.bool)
-    return torch.tensor([v.status is Status.CORRECT for v in verdicts], dtype=torch.bool)
 
 
 def overlong_penalty(session: Session, trajectories: Sequence[Trajectory]) -> Tensor:

@@ -16,11 +16,12 @@ from prm.judge.base import JudgeReply, JudgeRequest, ReplyStatus, build_judge, h
 from prm.judge.oracle import err_yes_no
 from prm.judge.parsing import parse_score, parse_yes_no
 from prm.judge.prompts import GRADED, YES_NO, fill
+from prm.rule import verify_request
 from prm.signal import SOURCES, Signal, Source, SourceContext
 from rollout.trajectory import Finish, Trajectory
 from verifiers.options import Options as BaseOptions
 from verifiers.text import answer_text
-from verifiers.verdict import Verdict, VerifyRequest
+from verifiers.verdict import Verdict
 
 UNPARSABLE = "unparsable"
 NO_ANSWER = "no_answer"
@@ -166,11 +167,11 @@ class JudgeSource(Source):
     ) -> Callable[[], list[Verdict] | None]:
         if not self.options.compare_with_rule:
             return lambda: None
-        return self.context.runner.submit([_verify_request(t, e) for t, e in zip(trajectories, examples, strict=True)])
+        return self.context.runner.submit([verify_request(t, e) for t, e in zip(trajectories, examples, strict=True)])
 
     def _truth(self, trajectory: Trajectory, example: Example) -> str | None:
         """What an oracle says: the verifier's verdict in the judge's words."""
-        verdict = self.context.runner.verify([_verify_request(trajectory, example)])[0]
+        verdict = self.context.runner.verify([verify_request(trajectory, example)])[0]
         if verdict.score is None:
             return None
         if self.options.form == "yes_no":
@@ -186,10 +187,6 @@ class JudgeSource(Source):
 
 def _is_useless(judgement: Judgement) -> bool:
     return judgement.word in (UNPARSABLE, ReplyStatus.TRUNCATED)
-
-
-def _verify_request(trajectory: Trajectory, example: Example) -> VerifyRequest:
-    return VerifyRequest(trajectory.text, example.gold, example.meta, example.id)
 
 
 def _signal(judgements: list[Judgement], verdicts: list[Verdict] | None) -> Signal:
