@@ -76,6 +76,7 @@ class ImplicitSource(Source):
     """
 
     phase = "credit"
+    gives = ("token_reward_R",)
 
     class Options(ImplicitOptions):
         pass

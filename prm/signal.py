@@ -164,7 +164,8 @@ class Source:
     knowing the outcomes.
 
     warmup_steps: rounds at the start in which the policy waits, and only what learns beside it learns.
-    gives: fields of `AdvantageInputs` that an estimator may need and only some sources provide (``token_label_R``).
+    gives: fields of `AdvantageInputs` that only some sources provide, so that a recipe whose estimator needs them, or
+    has no use for them, is known before compute: ``token_reward_R``, ``token_label_R``.
     """
 
     phase: Literal["judge", "credit"] = "judge"

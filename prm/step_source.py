@@ -33,6 +33,7 @@ class StepSource(Source):
     """
 
     phase = "credit"
+    gives = ("token_reward_R",)
 
     class Options(BaseOptions):
         """steps: where a response is split. refine: what is made of the scores. truth: what the oracle is asked about a

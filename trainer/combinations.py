@@ -1,7 +1,7 @@
 """Which parts of an objective go together: what cannot work is a `ConfigError`, what is unusual a warning.
 
-The kinds named here are those whose own formula says so; a part of your own is judged by what it declares
-(`AdvantageEstimator.needs`, `uses_token_reward`, `Source.gives`).
+Estimators and sources are judged by what they declare (`AdvantageEstimator`, `Source.gives`), yours as ours; the few
+kinds named here are those of which one formula alone says so.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ from prm.signal import SOURCES
 from trainer.advantages.base import ADVANTAGES, AdvantageEstimator
 from trainer.config import Config, Part
 from verifiers.errors import ConfigError
+from verifiers.options import Options, parse_options
 
-TEACH_FROM_FLAT_GROUPS = ("reinforce_pp", "remax", "gae", "multi_stream", "stable_reinforce", "tp_grpo")
-USE_REWARDS_TO_GO = ("returns_to_go", "reinforce_pp", "remax", "stable_reinforce", "gae", "multi_stream", "prime_rloo",
-                     "prime_grpo")  # fmt: skip
 SEQUENCE_LOSSES = ("gspo", "gmpo", "sapo", "stable_reinforce")
 NEEDS_VERDICTS = ("cosine", "relative_length")
-TOKEN_REWARD_SOURCES = ("implicit", "step_prm", "step_oracle")
 
 
 def check_objective(config: Config) -> None:
@@ -24,9 +21,10 @@ def check_objective(config: Config) -> None:
     spent."""
     objective = config.objective
     estimator = ADVANTAGES.get(objective.advantage.kind, key="objective.advantage.kind")
+    _check_samples(config, estimator)
     _check_needs(config, estimator)
     _check_reduction(config)
-    _check_flat_groups(config)
+    _check_flat_groups(config, estimator)
     _check_shaping(config, estimator)
     _check_sources(config, estimator)
 
@@ -49,12 +47,12 @@ def warnings(config: Config) -> list[str]:
     if kl.coef > 0 and kl.place == "loss" and kl.estimator == "k1" and kl.gradient == "estimator":
         out.append("objective.kl.estimator=k1 in the loss has an expected gradient of 0 and holds nothing back: "
                    "set objective.kl.gradient=reverse_kl, or place=reward")  # fmt: skip
-    needs = ADVANTAGES.get(advantage, key="objective.advantage.kind").needs
+    estimator = ADVANTAGES.get(advantage, key="objective.advantage.kind")
     for i, gives in enumerate(given_by_sources(config)):
-        if "token_label_R" in gives and "token_label_R" not in needs:
+        if "token_label_R" in gives and "token_label_R" not in estimator.needs:
             out.append(f"sources.{i} ({config.sources[i].kind}) labels tokens, and objective.advantage.kind="
                        f"{advantage} does not use labels: choose tp_grpo, or drop the source")  # fmt: skip
-    return out + _about_step_rewards(config)
+    return out + _about_step_rewards(config, estimator)
 
 
 def given_by_sources(config: Config) -> list[tuple[str, ...]]:
@@ -63,15 +61,33 @@ def given_by_sources(config: Config) -> list[tuple[str, ...]]:
     return [getattr(kind, "gives", ()) for kind in kinds]
 
 
-def _about_step_rewards(config: Config) -> list[str]:
+def _about_step_rewards(config: Config, estimator: AdvantageEstimator) -> list[str]:
+    if not estimator.uses_rewards_to_go:
+        return []
     advantage = config.objective.advantage.kind
     return [
         f"sources.{i}.refine.kind=delta with objective.advantage.kind={advantage}: rewards to go leave out the -rho "
         "that stands before each step and pay for one more true line; choose kind=clip_delta, or "
         "objective.advantage.kind=total_return"
         for i, source in enumerate(config.sources)
-        if (source.options.get("refine") or {}).get("kind") == "delta" and advantage in USE_REWARDS_TO_GO
+        if (source.options.get("refine") or {}).get("kind") == "delta"
     ]
+
+
+def _check_samples(config: Config, estimator: AdvantageEstimator) -> None:
+    advantage = config.objective.advantage
+    if config.rollout.samples_per_prompt < 2 and estimator.compares_samples(_options(config, estimator)):
+        raise ConfigError(
+            f"objective.advantage.kind={advantage.kind} compares samples of one prompt: "
+            "rollout.samples_per_prompt must be at least 2.",
+            where="rollout.samples_per_prompt",
+            why="a sample alone has nothing to be compared with: nothing would be learnt",
+            fix="rollout.samples_per_prompt=2 or more, or an estimator without a group: reinforce_pp, gae",
+        )
+
+
+def _options(config: Config, estimator: AdvantageEstimator) -> Options:
+    return parse_options(estimator.options, config.objective.advantage.options, "objective.advantage")
 
 
 def _check_needs(config: Config, estimator: AdvantageEstimator) -> None:
@@ -124,15 +140,11 @@ def _check_reduction(config: Config) -> None:
         )
 
 
-def _check_flat_groups(config: Config) -> None:
-    advantage = config.objective.advantage
-    teaches = advantage.kind in TEACH_FROM_FLAT_GROUPS or (
-        advantage.kind == "raft" and advantage.options.get("select", "positive") != "mixed_groups"
-    )
-    if teaches and config.objective.zero_variance.drop:
+def _check_flat_groups(config: Config, estimator: AdvantageEstimator) -> None:
+    if config.objective.zero_variance.drop and estimator.teaches_from_flat_groups(_options(config, estimator)):
         raise ConfigError(
-            f"objective.zero_variance.drop=true leaves out groups of equal rewards, and {advantage.kind} learns from "
-            "them.",
+            "objective.zero_variance.drop=true leaves out groups of equal rewards, and "
+            f"{config.objective.advantage.kind} learns from them.",
             where="objective.zero_variance.drop",
             why="its baseline is not the group's: prompts that are always solved, or never, would silently be missing",
             fix="objective.zero_variance.drop=false objective.zero_variance.max_refills=0",
@@ -141,12 +153,11 @@ def _check_flat_groups(config: Config) -> None:
 
 def _check_shaping(config: Config, estimator: AdvantageEstimator) -> None:
     has_verdicts = any(source.kind == "rule" for source in config.sources)
-    takes_dense = estimator.uses_token_reward or "stream_RK" in estimator.needs
     for i, part in enumerate(config.objective.shaping):
         if part.kind in NEEDS_VERDICTS and not has_verdicts:
             raise ConfigError(f"The shaping '{part.kind}' must know which responses are right, and no source says so.",
                               where=f"objective.shaping.{i}.kind", fix="add the source rule")  # fmt: skip
-        if _is_dense(part) and not takes_dense:
+        if _is_dense(part) and not estimator.takes_rewards_by_token:
             raise ConfigError(
                 f"The shaping '{part.kind}' with form=dense rewards single tokens, and "
                 f"objective.advantage.kind={config.objective.advantage.kind} does not use them.",
@@ -157,9 +168,8 @@ def _check_shaping(config: Config, estimator: AdvantageEstimator) -> None:
 
 
 def _check_sources(config: Config, estimator: AdvantageEstimator) -> None:
-    takes_dense = estimator.uses_token_reward or "stream_RK" in estimator.needs
-    for i, part in enumerate(config.sources):
-        if part.kind in TOKEN_REWARD_SOURCES and not takes_dense:
+    for i, (part, gives) in enumerate(zip(config.sources, given_by_sources(config), strict=True)):
+        if "token_reward_R" in gives and not estimator.takes_rewards_by_token:
             raise ConfigError(
                 f"The source '{part.kind}' rewards single tokens, and objective.advantage.kind="
                 f"{config.objective.advantage.kind} does not use them.",

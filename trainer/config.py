@@ -16,11 +16,6 @@ from data.template import TemplateOptions
 from rollout.options import ModelConfig, OptimConfig
 from verifiers.options import Options
 
-# advantage estimators with a baseline from the other samples of the prompt
-_COMPARE_SAMPLES = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "opo", "gpg", "passk_grpo",
-                    "prime_rloo", "prime_grpo", "oreal", "returns_to_go",
-                    "total_return", "tp_grpo")  # fmt: skip
-
 
 class Part(BaseModel):
     """``kind`` names registered code; the remaining keys are that kind's options."""
@@ -407,11 +402,6 @@ class Config(Options):
     @model_validator(mode="after")
     def _possible_combinations(self) -> Self:
         groups = self.rollout.prompts_per_step
-        advantage = self.objective.advantage
-        compares = advantage.kind in _COMPARE_SAMPLES or advantage.options.get("select") in ("best", "mixed_groups")
-        if compares and self.rollout.samples_per_prompt < 2:
-            raise ValueError(f"objective.advantage.kind={advantage.kind} compares samples of one prompt: "
-                             "rollout.samples_per_prompt must be at least 2")  # fmt: skip
         zero_variance, keep = self.objective.zero_variance, self.rollout.keep
         if zero_variance.max_refills and not (zero_variance.drop or keep.drops):
             raise ValueError(f"objective.zero_variance: max_refills={zero_variance.max_refills} replaces dropped "

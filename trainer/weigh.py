@@ -122,8 +122,7 @@ def shaped(
         streams.append((made.reward_N - reward_N, made.token_reward_R))
         reward_N = made.reward_N
     reward_N = reward_N + overlong_penalty(session, kept.trajectories)
-    by_token = session.advantage.uses_token_reward or "stream_RK" in session.advantage.needs
-    if kl_R is not None and by_token:
+    if kl_R is not None and session.advantage.takes_rewards_by_token:
         streams.append((torch.zeros_like(reward_N), kl_R))
     elif kl_R is not None:
         reward_N = reward_N + torch.stack([part.sum() for part in kl_R.split(inputs.length_N.tolist())])

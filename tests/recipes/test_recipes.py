@@ -9,7 +9,8 @@ import yaml
 
 import recipes
 from data.sources import ASSETS_PREFIX, resolve_path
-from trainer.combinations import TOKEN_REWARD_SOURCES, warnings
+from prm.signal import SOURCES
+from trainer.combinations import warnings
 from trainer.compose import load_recipe, recipe_index
 
 FOLDER = Path(recipes.__file__).parent
@@ -99,7 +100,7 @@ GENERAL = [
     name
     for name in NAMES
     if name.removesuffix("_math").removesuffix("_chain") not in {*OBJECTIVES, "tp_grpo"} - {"grpo"}
-    and not any(source["kind"] in TOKEN_REWARD_SOURCES for source in stated_sources(name))
+    and not any("token_reward_R" in SOURCES.get(source["kind"]).gives for source in stated_sources(name))
 ]
 
 

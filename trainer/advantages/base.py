@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,18 +43,38 @@ class AdvantageInputs:
     included_N: Tensor | None = None
 
 
+def always(_: Options) -> bool:
+    return True
+
+
+def never(_: Options) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class AdvantageEstimator:
     """options: the typed options of this kind. compute(inputs, options) -> advantage_R, 0 outside mask_R.
 
     returns(inputs, options) -> what a critic should have predicted [R], for estimators with one. needs: the optional
-    inputs that it cannot do without. uses_token_reward: whether token_reward_R changes the result."""
+    inputs that it cannot do without. uses_token_reward: whether token_reward_R changes the result. uses_rewards_to_go:
+    whether a token answers only for the rewards from it on.
+
+    By its options: compares_samples(options), whether it needs other samples of the prompt;
+    teaches_from_flat_groups(options), whether groups of equal outcomes change the policy."""
 
     options: type[Options]
-    compute: Callable[[AdvantageInputs, Options], Tensor]
-    returns: Callable[[AdvantageInputs, Options], Tensor] | None = None
+    compute: Callable[[AdvantageInputs, Any], Tensor]
+    returns: Callable[[AdvantageInputs, Any], Tensor] | None = None
     needs: tuple[str, ...] = ()
     uses_token_reward: bool = False
+    uses_rewards_to_go: bool = False
+    compares_samples: Callable[[Any], bool] = never
+    teaches_from_flat_groups: Callable[[Any], bool] = never
+
+    @property
+    def takes_rewards_by_token(self) -> bool:
+        """Dense, or as columns of its reward streams."""
+        return self.uses_token_reward or "stream_RK" in self.needs
 
 
 ADVANTAGES: Registry[AdvantageEstimator] = Registry("advantage estimator", "trainer.advantages")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trainer.advantages.base import ADVANTAGES, AdvantageEstimator, AdvantageInputs, group_baseline, spread
+from trainer.advantages.base import ADVANTAGES, AdvantageEstimator, AdvantageInputs, always, group_baseline, spread
 from verifiers.options import Options
 
 
@@ -25,4 +25,4 @@ def _compute(inputs: AdvantageInputs, options: DrGrpoOptions) -> Tensor:
     return spread(inputs.reward_N - group_baseline(inputs.reward_N, inputs.group_N), inputs)
 
 
-ADVANTAGES.register("dr_grpo")(AdvantageEstimator(DrGrpoOptions, _compute))  # type: ignore[arg-type]
+ADVANTAGES.register("dr_grpo")(AdvantageEstimator(DrGrpoOptions, _compute, compares_samples=always))

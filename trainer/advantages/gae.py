@@ -22,6 +22,7 @@ from trainer.advantages.base import (
     ADVANTAGES,
     AdvantageEstimator,
     AdvantageInputs,
+    always,
     discounted_to_go,
     needed,
     own_tokens,
@@ -66,5 +67,13 @@ def _returns(inputs: AdvantageInputs, options: GaeOptions) -> Tensor:
 
 
 ADVANTAGES.register("gae")(
-    AdvantageEstimator(GaeOptions, _compute, _returns, needs=("value_R",), uses_token_reward=True)  # type: ignore[arg-type]
+    AdvantageEstimator(
+        GaeOptions,
+        _compute,
+        _returns,
+        needs=("value_R",),
+        uses_token_reward=True,
+        uses_rewards_to_go=True,
+        teaches_from_flat_groups=always,
+    )
 )

@@ -25,6 +25,7 @@ from trainer.advantages.base import (
     ADVANTAGES,
     AdvantageEstimator,
     AdvantageInputs,
+    always,
     group_baseline,
     spread,
     unequal_groups,
@@ -49,4 +50,4 @@ def _compute(inputs: AdvantageInputs, options: GpgOptions) -> Tensor:
     return spread(alpha * (reward_N - group_baseline(reward_N, group_N)) / options.f_norm, inputs)
 
 
-ADVANTAGES.register("gpg")(AdvantageEstimator(GpgOptions, _compute))  # type: ignore[arg-type]
+ADVANTAGES.register("gpg")(AdvantageEstimator(GpgOptions, _compute, compares_samples=always))

@@ -15,7 +15,15 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from trainer.advantages.base import ADVANTAGES, AdvantageEstimator, AdvantageInputs, group_baseline, group_std, spread
+from trainer.advantages.base import (
+    ADVANTAGES,
+    AdvantageEstimator,
+    AdvantageInputs,
+    always,
+    group_baseline,
+    group_std,
+    spread,
+)
 from verifiers.options import Options
 
 
@@ -39,4 +47,4 @@ def _compute(inputs: AdvantageInputs, options: GrpoOptions) -> Tensor:
     return spread(grpo_advantage(inputs.reward_N, inputs.group_N, options), inputs)
 
 
-ADVANTAGES.register("grpo")(AdvantageEstimator(GrpoOptions, _compute))  # type: ignore[arg-type]
+ADVANTAGES.register("grpo")(AdvantageEstimator(GrpoOptions, _compute, compares_samples=always))

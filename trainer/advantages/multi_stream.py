@@ -22,6 +22,7 @@ from trainer.advantages.base import (
     ADVANTAGES,
     AdvantageEstimator,
     AdvantageInputs,
+    always,
     discounted_to_go,
     needed,
     own_tokens,
@@ -56,5 +57,12 @@ def _compute(inputs: AdvantageInputs, options: MultiStreamOptions) -> Tensor:
 
 
 ADVANTAGES.register("multi_stream")(
-    AdvantageEstimator(MultiStreamOptions, _compute, multi_stream_return, needs=("stream_RK",))  # type: ignore[arg-type]
+    AdvantageEstimator(
+        MultiStreamOptions,
+        _compute,
+        multi_stream_return,
+        needs=("stream_RK",),
+        uses_rewards_to_go=True,
+        teaches_from_flat_groups=always,
+    )
 )

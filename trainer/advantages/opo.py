@@ -20,6 +20,7 @@ from trainer.advantages.base import (
     ADVANTAGES,
     AdvantageEstimator,
     AdvantageInputs,
+    always,
     group_mean,
     group_sum,
     own_lengths,
@@ -40,4 +41,4 @@ def _compute(inputs: AdvantageInputs, options: OpoOptions) -> Tensor:
     return spread(reward_N - torch.where(size_N > 1, baseline_N, torch.zeros_like(baseline_N)), inputs)
 
 
-ADVANTAGES.register("opo")(AdvantageEstimator(OpoOptions, _compute))  # type: ignore[arg-type]
+ADVANTAGES.register("opo")(AdvantageEstimator(OpoOptions, _compute, compares_samples=always))

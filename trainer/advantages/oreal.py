@@ -32,7 +32,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from trainer.advantages.base import ADVANTAGES, AdvantageEstimator, AdvantageInputs, needed, own_lengths, spread
+from trainer.advantages.base import ADVANTAGES, AdvantageEstimator, AdvantageInputs, always, needed, own_lengths, spread
 from trainer.advantages.grpo import GrpoOptions, grpo_advantage
 from trainer.advantages.rloo import RlooOptions, rloo_advantage
 from verifiers.options import Options
@@ -74,4 +74,4 @@ def _compute(inputs: AdvantageInputs, options: OrealOptions) -> Tensor:
     return spread(oreal_advantage(inputs, options), inputs)
 
 
-ADVANTAGES.register("oreal")(AdvantageEstimator(OrealOptions, _compute, needs=("correct_N",)))  # type: ignore[arg-type]
+ADVANTAGES.register("oreal")(AdvantageEstimator(OrealOptions, _compute, needs=("correct_N",), compares_samples=always))

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from trainer.advantages.base import ADVANTAGES, AdvantageEstimator, AdvantageInputs, group_std, spread
+from trainer.advantages.base import ADVANTAGES, AdvantageEstimator, AdvantageInputs, always, group_std, spread
 from verifiers.options import Options
 
 
@@ -46,4 +46,4 @@ def _compute(inputs: AdvantageInputs, options: PasskGrpoOptions) -> Tensor:
     return spread(passk_advantage(inputs.reward_N, inputs.group_N, options), inputs)
 
 
-ADVANTAGES.register("passk_grpo")(AdvantageEstimator(PasskGrpoOptions, _compute))  # type: ignore[arg-type]
+ADVANTAGES.register("passk_grpo")(AdvantageEstimator(PasskGrpoOptions, _compute, compares_samples=always))

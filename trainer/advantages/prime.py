@@ -32,6 +32,7 @@ from trainer.advantages.base import (
     ADVANTAGES,
     AdvantageEstimator,
     AdvantageInputs,
+    always,
     at_last_token,
     discounted_to_go,
     group_mean,
@@ -116,5 +117,13 @@ def _to_go(
     )
 
 
-ADVANTAGES.register("prime_rloo")(AdvantageEstimator(PrimeRlooOptions, _rloo, uses_token_reward=True))  # type: ignore[arg-type]
-ADVANTAGES.register("prime_grpo")(AdvantageEstimator(PrimeGrpoOptions, _grpo, uses_token_reward=True))  # type: ignore[arg-type]
+ADVANTAGES.register("prime_rloo")(
+    AdvantageEstimator(
+        PrimeRlooOptions, _rloo, uses_token_reward=True, uses_rewards_to_go=True, compares_samples=always
+    )
+)
+ADVANTAGES.register("prime_grpo")(
+    AdvantageEstimator(
+        PrimeGrpoOptions, _grpo, uses_token_reward=True, uses_rewards_to_go=True, compares_samples=always
+    )
+)

@@ -51,4 +51,11 @@ def _compute(inputs: AdvantageInputs, options: RaftOptions) -> Tensor:
     return spread(raft_advantage(inputs.reward_N, inputs.group_N, options), inputs)
 
 
-ADVANTAGES.register("raft")(AdvantageEstimator(RaftOptions, _compute))  # type: ignore[arg-type]
+ADVANTAGES.register("raft")(
+    AdvantageEstimator(
+        RaftOptions,
+        _compute,
+        compares_samples=lambda o: o.select != "positive",
+        teaches_from_flat_groups=lambda o: o.select != "mixed_groups",
+    )
+)

@@ -21,6 +21,7 @@ from trainer.advantages.base import (
     ADVANTAGES,
     AdvantageEstimator,
     AdvantageInputs,
+    always,
     discounted_to_go,
     token_rewards,
     whiten,
@@ -38,4 +39,8 @@ def _compute(inputs: AdvantageInputs, options: ReinforcePpOptions) -> Tensor:
     return whiten(discounted_to_go(token_rewards(inputs), inputs, options.gamma), inputs)
 
 
-ADVANTAGES.register("reinforce_pp")(AdvantageEstimator(ReinforcePpOptions, _compute, uses_token_reward=True))  # type: ignore[arg-type]
+ADVANTAGES.register("reinforce_pp")(
+    AdvantageEstimator(
+        ReinforcePpOptions, _compute, uses_token_reward=True, uses_rewards_to_go=True, teaches_from_flat_groups=always
+    )
+)

@@ -14,7 +14,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trainer.advantages.base import ADVANTAGES, AdvantageEstimator, AdvantageInputs, group_baseline, spread, whiten
+from trainer.advantages.base import (
+    ADVANTAGES,
+    AdvantageEstimator,
+    AdvantageInputs,
+    always,
+    group_baseline,
+    spread,
+    whiten,
+)
 from verifiers.options import Options
 
 
@@ -27,4 +35,6 @@ def _compute(inputs: AdvantageInputs, options: ReinforcePpBaselineOptions) -> Te
     return whiten(spread(centred_N, inputs), inputs)
 
 
-ADVANTAGES.register("reinforce_pp_baseline")(AdvantageEstimator(ReinforcePpBaselineOptions, _compute))  # type: ignore[arg-type]
+ADVANTAGES.register("reinforce_pp_baseline")(
+    AdvantageEstimator(ReinforcePpBaselineOptions, _compute, compares_samples=always)
+)

@@ -18,6 +18,7 @@ from trainer.advantages.base import (
     ADVANTAGES,
     AdvantageEstimator,
     AdvantageInputs,
+    always,
     discounted_to_go,
     needed,
     spread,
@@ -35,5 +36,12 @@ def _compute(inputs: AdvantageInputs, options: RemaxOptions) -> Tensor:
 
 
 ADVANTAGES.register("remax")(
-    AdvantageEstimator(RemaxOptions, _compute, needs=("baseline_N",), uses_token_reward=True)  # type: ignore[arg-type]
+    AdvantageEstimator(
+        RemaxOptions,
+        _compute,
+        needs=("baseline_N",),
+        uses_token_reward=True,
+        uses_rewards_to_go=True,
+        teaches_from_flat_groups=always,
+    )
 )

@@ -21,6 +21,7 @@ from trainer.advantages.base import (
     ADVANTAGES,
     AdvantageEstimator,
     AdvantageInputs,
+    always,
     discounted_to_go,
     group_mean,
     group_std,
@@ -54,4 +55,8 @@ def _compute(inputs: AdvantageInputs, options: ReturnsToGoOptions) -> Tensor:
     return torch.where(compared_R, (return_R - mean) / scale, return_R)
 
 
-ADVANTAGES.register("returns_to_go")(AdvantageEstimator(ReturnsToGoOptions, _compute, uses_token_reward=True))  # type: ignore[arg-type]
+ADVANTAGES.register("returns_to_go")(
+    AdvantageEstimator(
+        ReturnsToGoOptions, _compute, uses_token_reward=True, uses_rewards_to_go=True, compares_samples=always
+    )
+)

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainer.advantages.base import ADVANTAGES, AdvantageEstimator, AdvantageInputs, group_mean, spread
+from trainer.advantages.base import ADVANTAGES, AdvantageEstimator, AdvantageInputs, always, group_mean, spread
 from verifiers.options import Options
 
 
@@ -39,4 +39,4 @@ def _compute(inputs: AdvantageInputs, options: RlooOptions) -> Tensor:
     return spread(rloo_advantage(inputs.reward_N, inputs.group_N, options), inputs)
 
 
-ADVANTAGES.register("rloo")(AdvantageEstimator(RlooOptions, _compute))  # type: ignore[arg-type]
+ADVANTAGES.register("rloo")(AdvantageEstimator(RlooOptions, _compute, compares_samples=always))

@@ -22,6 +22,7 @@ from trainer.advantages.base import (
     ADVANTAGES,
     AdvantageEstimator,
     AdvantageInputs,
+    always,
     discounted_to_go,
     own_tokens,
     token_rewards,
@@ -53,5 +54,11 @@ def _compute(inputs: AdvantageInputs, options: StableReinforceOptions) -> Tensor
 
 
 ADVANTAGES.register("stable_reinforce")(
-    AdvantageEstimator(StableReinforceOptions, _compute, uses_token_reward=True)  # type: ignore[arg-type]
+    AdvantageEstimator(
+        StableReinforceOptions,
+        _compute,
+        uses_token_reward=True,
+        uses_rewards_to_go=True,
+        teaches_from_flat_groups=always,
+    )
 )

@@ -17,6 +17,7 @@ from trainer.advantages.base import (
     ADVANTAGES,
     AdvantageEstimator,
     AdvantageInputs,
+    always,
     own_tokens,
     spread,
     trajectory_index,
@@ -40,4 +41,6 @@ def _compute(inputs: AdvantageInputs, options: TotalReturnOptions) -> Tensor:
     return spread(grpo_advantage(total_reward(inputs), inputs.group_N, options), inputs)
 
 
-ADVANTAGES.register("total_return")(AdvantageEstimator(TotalReturnOptions, _compute, uses_token_reward=True))  # type: ignore[arg-type]
+ADVANTAGES.register("total_return")(
+    AdvantageEstimator(TotalReturnOptions, _compute, uses_token_reward=True, compares_samples=always)
+)

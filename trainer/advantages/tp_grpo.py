@@ -25,6 +25,7 @@ from trainer.advantages.base import (
     ADVANTAGES,
     AdvantageEstimator,
     AdvantageInputs,
+    always,
     group_mean,
     needed,
     own_tokens,
@@ -49,5 +50,11 @@ def _compute(inputs: AdvantageInputs, options: TpGrpoOptions) -> Tensor:
 
 
 ADVANTAGES.register("tp_grpo")(
-    AdvantageEstimator(TpGrpoOptions, _compute, needs=("token_label_R", "correct_N"))  # type: ignore[arg-type]
+    AdvantageEstimator(
+        TpGrpoOptions,
+        _compute,
+        needs=("token_label_R", "correct_N"),
+        compares_samples=always,
+        teaches_from_flat_groups=always,
+    )
 )
