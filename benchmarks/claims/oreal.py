@@ -24,6 +24,7 @@ from torch import Tensor
 from benchmarks.report import RESULTS, Report, portable, progress, table
 from data.chain import ANSWER_MARK, check_steps
 from data.example import Example
+from prm.bench import ranking
 from prm.token_credit import TokenCredit, success_probability, token_weight
 from rollout.engine import Prompt, SamplingParams, derive_seed
 from rollout.trajectory import Finish, Trajectory
@@ -258,12 +259,7 @@ def mean(parts: Sequence[Tensor]) -> float | None:
 
 
 def auc(score: Tensor, label: Tensor) -> float | None:
-    """The probability that a labelled one scores above another; ties count half."""
-    own, other = score.double()[label], score.double()[~label].sort().values
-    if not len(own) or not len(other):
-        return None
-    below = torch.searchsorted(other, own, right=False) + torch.searchsorted(other, own, right=True)
-    return float(below.double().mean() / (2 * len(other)))
+    return ranking.auc(score.tolist(), label.tolist())
 
 
 # Tables --------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from prm.bench.markdown import markdown
 from prm.bench.oracles import CORRUPTIONS, Corruption, corrupted_items, response_items
 from prm.bench.report import by_split, choose_threshold, evaluate, first_errors, step_rows
 from prm.bench.scorers import Scored, StepScorer, controls, predictions_from_file, score_all, scores_from_file
+from verifiers.arguments import make_folder, option_values
 from verifiers.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
     _check(args)
     if args.out is not None:
-        _make_folder(args.out)
+        make_folder(args.out)
     report, rows = measure(args, progress)
     text = markdown(report)
     if args.out is not None:
@@ -134,7 +135,7 @@ def _items(args: argparse.Namespace) -> tuple[list[Item], int]:
     items = read_items(args.data, limit=args.limit)
     empty = 0
     if args.generator is not None:
-        options = _option_values(args.option)
+        options = option_values(args.option)
         if args.responses is not None:
             made, empty = response_items(args.generator, options, args.responses)
         else:
@@ -144,20 +145,6 @@ def _items(args: argparse.Namespace) -> tuple[list[Item], int]:
     if not items:
         raise DataError("There is no solution to score.", where="--data, --responses")
     return items, empty
-
-
-def _option_values(texts: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` with the value as JSON, or as text where it is none."""
-    values: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"'{text}' is not KEY=VALUE.", where="--option")
-        try:
-            values[key] = json.loads(value)
-        except json.JSONDecodeError:
-            values[key] = value
-    return values
 
 
 # ---- scorers -----------------------------------------------------
@@ -217,13 +204,6 @@ def _critics(path: str, items: Sequence[Item]) -> dict[str, Any]:
 
 
 # ---- files -------------------------------------------------------
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"The folder cannot be made: {error}.", where="--out") from error
 
 
 def _write(folder: Path, report: dict[str, Any], text: str, rows: Sequence[dict[str, Any]]) -> None:

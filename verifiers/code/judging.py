@@ -20,6 +20,8 @@ from verifiers.verdict import Status, Verdict, VerifyRequest
 IS_PROGRAM = "response_is_program"
 """In a request's meta data: the response is the program, and nothing is extracted from it."""
 
+OUT_OF_TIME = Verdict(None, Status.TIMEOUT, "not judged: the time for the batch was over")
+
 Tests = StdinTests | FunctionTests | AssertTests
 
 
@@ -48,7 +50,7 @@ def judge_response(session: Session, judging: Judging, request: VerifyRequest) -
     try:
         results = _grade(session, complete(found.program, problem), tests, judging)
     except DeadlinePassed:
-        return Verdict(None, Status.TIMEOUT, "not judged: the time for the batch was over")
+        return OUT_OF_TIME
     return _verdict(results, total, found.how, session.tier, judging.credit)
 
 

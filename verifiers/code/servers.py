@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from verifiers.adapters.remote import RemoteRunner, Unanswered
-from verifiers.code.judging import IS_PROGRAM
+from verifiers.code.judging import IS_PROGRAM, OUT_OF_TIME
 from verifiers.code.service import RUN
 from verifiers.code.walls import Tier
 from verifiers.errors import ConfigError, VerifierError
@@ -91,7 +91,7 @@ class Servers:
                 self._count("retries")
             budget_s = min(MAX_BUDGET_S, deadline - time.monotonic())
             if budget_s <= 0:
-                return Verdict(None, Status.TIMEOUT, "not judged: the time for the batch was over")
+                return OUT_OF_TIME
             meta = {IS_PROGRAM: bool(request.meta.get(IS_PROGRAM)), RUN: {**order, "budget_s": budget_s}}
             try:
                 with self._free_server() as server:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from verifiers.arguments import make_folder, option_values
 from verifiers.errors import ConfigError, DataError
 from verifiers.math.bench.cases import (
     SHIPPED_CASES,
@@ -71,7 +72,7 @@ def measure(options: argparse.Namespace, progress: Progress) -> Measured:
     labelled, hostile = _cases(options)
     disputes = _disputes(options, labelled)
     if options.out is not None:
-        _make_folder(options.out)
+        make_folder(options.out)
     chosen, not_measured = _startable(options)
     rounds = {}
     if labelled:
@@ -106,7 +107,7 @@ def _startable(options: argparse.Namespace) -> tuple[list[Contestant], dict[str,
     chosen, not_measured = [], {}
     for contestant in contestants([name.strip() for name in options.verifiers.split(",") if name.strip()]):
         if contestant.name == OURS:
-            contestant = replace(contestant, options={**contestant.options, **_option_values(options.option)})
+            contestant = replace(contestant, options={**contestant.options, **option_values(options.option)})
         if contestant.missing:
             not_measured[contestant.name] = f"not installed ({', '.join(contestant.missing)})"
         elif (why := start_error(contestant)) is not None:
@@ -122,30 +123,9 @@ def _startable(options: argparse.Namespace) -> tuple[list[Contestant], dict[str,
     return chosen, not_measured
 
 
-def _option_values(texts: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` with the value as JSON, or as text where it is none."""
-    values: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"'{text}' is not KEY=VALUE.", where="--option")
-        try:
-            values[key] = json.loads(value)
-        except json.JSONDecodeError:
-            values[key] = value
-    return values
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"The folder cannot be made: {error}.", where="--out") from error
-
-
 def write(folder: Path, report: Mapping[str, Any]) -> None:
     """report.json, report.md and report.svg, all made from `report`."""
-    _make_folder(folder)
+    make_folder(folder)
     content = json.dumps(report, indent=1, allow_nan=False)
     (folder / "report.json").write_text(content + "\n", encoding="utf-8")
     (folder / "report.md").write_text(markdown(report), encoding="utf-8", errors="replace")
