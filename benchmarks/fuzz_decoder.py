@@ -15,26 +15,19 @@ One process on one core; not part of `python -m benchmarks`, which measures and 
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from benchmarks.fuzz_math import STATUS, as_code, quoted, thinned
-from benchmarks.report import RESULTS, Report, progress, table
+from benchmarks.fuzzing import Campaign, as_code, by_target, found_rows, growth, run, run_rows
+from benchmarks.report import table
 from verifiers.code import box
 from verifiers.code.box import Limits
 from verifiers.code.inside import plain
 from verifiers.code.sandbox import Sandbox
 from verifiers.code.session import Session
-from verifiers.errors import RunError
 
 MEMORY_MB = 2_048
-HANG_S = 60
 MAX_BYTES = 20_000  # of one input; its middle part may be repeated up to 4 MiB
 TARGETS = ("value", "replies", "stdout", "end", "greeting", "started", "step")  # as in `fuzz_decoder_target`
 TOKENS = (
@@ -63,48 +56,11 @@ LARGE = (  # prefix, repeated, suffix: what takes most memory, time or depth
 
 def main(arguments: list[str]) -> int:
     """0 if nothing was found, else 1."""
-    options = _parser().parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    report = Report("fuzz_decoder", options)
-    report.header["command"] = report.header["command"].replace("-m benchmarks", "-m benchmarks.fuzz_decoder", 1)
-    started = time.monotonic()
-    exit_code = _fuzz(options)
-    body = _body(options, exit_code, time.monotonic() - started)
-    report.write(body, _tables(body))
-    return 1 if body["findings"] else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz_decoder", description=str(__doc__).split(":")[0])
-    parser.add_argument("--seconds", type=int, default=3_600)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder for corpus, log and what was found")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for fuzz_decoder.json and .md")
-    parser.set_defaults(threads=1)
-    return parser
+    return run(Campaign("fuzz_decoder", str(__doc__).split(":")[0], _seeds, TOKENS, MAX_BYTES, MEMORY_MB), arguments,
+               _complete, _tables)  # fmt: skip
 
 
 # The run -------------------------------------------------------------------------------------------------------------
-
-
-def _fuzz(options: argparse.Namespace) -> int:
-    """libFuzzer's exit code: 0 unless it had to stop for a hang, for memory or for a crash of the interpreter."""
-    seeds, corpus = options.out / "seeds", options.out / "corpus"
-    for folder in (seeds, corpus):
-        folder.mkdir(exist_ok=True)
-    for number, seed in enumerate(_seeds()):
-        (seeds / f"{number:05d}").write_bytes(seed)
-    dictionary = options.out / "wire.dict"
-    dictionary.write_text("".join(f'"{quoted(token)}"\n' for token in TOKENS), encoding="ascii")
-    command = [
-        sys.executable, "-m", "benchmarks.fuzz_decoder_target", "--out", str(options.out),
-        f"-max_total_time={options.seconds}", f"-seed={options.seed + 1}", f"-dict={dictionary}", "-len_control=20",
-        f"-max_len={MAX_BYTES}", f"-timeout={HANG_S}", f"-rss_limit_mb={MEMORY_MB}", "-print_final_stats=1",
-        f"-artifact_prefix={options.out}/", str(corpus), str(seeds),
-    ]  # fmt: skip
-    progress(f"fuzzing for {options.seconds} s; log: {options.out / 'libfuzzer.log'}")
-    with (options.out / "libfuzzer.log").open("w") as log:
-        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
 
 
 def _seeds() -> Iterator[bytes]:
@@ -168,63 +124,31 @@ def _run_programs(found: list[tuple[str, bytes]]) -> None:
 # What came out -------------------------------------------------------------------------------------------------------
 
 
-def _body(options: argparse.Namespace, exit_code: int, wall_s: float) -> dict[str, Any]:
-    state_file = options.out / "state.json"
-    log = (options.out / "libfuzzer.log").read_text(encoding="utf-8", errors="replace")
-    if not state_file.exists():
-        raise RunError("The fuzzer did not start.", where=str(options.out / "libfuzzer.log"), fix=log[-500:])
-    state = json.loads(state_file.read_text(encoding="utf-8"))
-    statuses = STATUS.findall(log)
-    last = statuses[-1]
-    findings = dict(state["findings"])
-    if exit_code != 0:
-        findings[f"libFuzzer stopped with {exit_code}"] = {"log": log[-2_000:]}
-    return {
-        "settings": {"seconds": options.seconds, "seed": options.seed, "max_bytes": MAX_BYTES, "memory_mb": MEMORY_MB},
-        "wall_s": round(wall_s, 1),
-        "executions": int(last[0]),
-        "executions_by_target": state["executions"],
-        "decoded_by_target": state["decoded"],
-        "executions_per_s": round(int(last[0]) / wall_s, 1),
-        "coverage": {"edges": int(last[2]), "features": int(last[3])},
-        "growth": [{"executions": int(s[0]), "edges": int(s[2])} for s in thinned(statuses)],
-        "corpus": {"inputs": int(last[4]), "size": last[5]},
-        "peak_rss_mb": max(int(s[7]) for s in statuses),
-        "slowest_s": state["slowest_s"],
-        "largest": state["largest"],
-        "findings": findings,
-    }
+def _complete(facts: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    return {**facts, "decoded_by_target": state["decoded"], "slowest_s": state["slowest_s"],
+            "largest": state["largest"]}  # fmt: skip
 
 
 # Tables --------------------------------------------------------------------------------------------------------------
 
 
 def _tables(body: Mapping[str, Any]) -> str:
-    coverage = body["coverage"]
-    by_target = ", ".join(f"{name} {count}" for name, count in body["executions_by_target"].items())
-    decoded = ", ".join(f"{name} {count}" for name, count in body["decoded_by_target"].items())
     rows = [
-        ["wall time", f"{body['wall_s']:.0f} s"],
-        ["executions", f"{body['executions']} ({by_target})"],
-        ["of these without a refusal", decoded],
-        ["executions a second", f"{body['executions_per_s']}"],
-        ["branches covered", f"{coverage['edges']} edges, {coverage['features']} features (libFuzzer's cov and ft)"],
-        ["corpus", f"{body['corpus']['inputs']} inputs, {body['corpus']['size']}"],
+        *run_rows(body),
+        ["executions without a refusal", by_target(body["decoded_by_target"])],
         ["most memory of one execution", f"{body['largest'][0]['bytes'] / 2**20:.1f} MiB"],
         ["slowest execution, while coverage was counted", f"{body['slowest_s']} s"],
-        ["peak memory of the process, with the fuzzer's own", f"{body['peak_rss_mb']} MB"],
-        ["findings", str(len(body["findings"]))],
     ]
     largest = [
         [f"{r['bytes'] / 2**20:.1f}", f"{r['allowed'] / 2**20:.1f}", f"{r['message_bytes'] / 2**20:.2f}", r["target"],
          as_code(r["message"])]
         for r in body["largest"]
     ]  # fmt: skip
-    found = [[name, as_code(json.dumps(finding)[:200])] for name, finding in body["findings"].items()]
+    found = found_rows(body)
     return "\n".join(
         [
             table(["the run", ""], rows),
-            "Edges by executions: " + ", ".join(f"{g['edges']} at {g['executions']}" for g in body["growth"]) + ".\n",
+            growth(body),
             "## The messages that took most memory\n",
             table(["MiB taken", "MiB allowed", "MiB long", "target", "message"], largest),
             "## Findings\n",

@@ -9,14 +9,12 @@ counted in the modules named below.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 import time
-import traceback
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ with atheris.instrument_imports(include=["verifiers.code.inside.plain", "verifie
 with atheris.instrument_imports(include=["verifiers.code.asserts", "verifiers.code.compare", "verifiers.code.grade"]):
     from verifiers.code import compare, grade
 
+from benchmarks.fuzzing_target import Oracle, main
 from verifiers.code import box
 from verifiers.code.asserts import split
 
@@ -55,23 +54,19 @@ _ATOMS = ("0", "1", "-1", "4", "1.5", "-0.0", "NaN", "Infinity", "92233720368547
           "{}")  # fmt: skip
 _OPENERS = (("[", "]"), ('{"t": [', "]}"), ('{"s": [', "]}"), ('{"z": [', "]}"), ('{"d": [', "]}"), ('{"d": [[', "]]}"),
             ('{"c": [', "]}"))  # fmt: skip
-_REPORT_EVERY_S = 15.0
 _CALLS = 20
 _KEPT_LARGEST = 10
 _EXACT = frozenset({type(None), bool, int, float, str, bytes, complex, list, tuple, set, frozenset, dict})
 
 
-class Oracle:
+class DecoderOracle(Oracle):
     """Runs one input and writes down what must not happen; each kind of finding once."""
 
     def __init__(self, out: Path):
-        self.out = out
-        self.findings: dict[str, dict[str, Any]] = {}
-        self.executions = dict.fromkeys(TARGETS, 0)
+        super().__init__(out, TARGETS)
         self.decoded = dict.fromkeys(TARGETS, 0)
         self.largest: list[dict[str, Any]] = []
         self.slowest_s = 0.0
-        self.reported = time.monotonic()
         tracemalloc.start()
 
     def __call__(self, data: bytes) -> None:
@@ -79,19 +74,13 @@ class Oracle:
         target, message = message_of(data, MAX_BYTES if large else USUAL_BYTES)
         self.executions[target] += 1
         started = time.process_time()
-        try:
-            getattr(self, f"_{target}")(message)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # noqa: BLE001 (whatever escapes is what we look for)
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            self.finding(f"{type(error).__name__} at {Path(frame.filename).name}:{frame.name}", target, message)
+        decode = partial(getattr(self, f"_{target}"), message)
+        self.guarded(decode, lambda kind: self.finding(kind, target, message))
         seconds = time.process_time() - started
         self.slowest_s = max(self.slowest_s, seconds)
         if seconds > BUDGET_S:
             self.finding(f"slow, {seconds:.0f} s", target, message)
-        if time.monotonic() - self.reported > _REPORT_EVERY_S:
-            self.report()
+        self.report_when_due()
 
     # ---- targets ----------------------------------------------------------------------------------------------------
 
@@ -195,16 +184,8 @@ class Oracle:
         if len(message) < row["bytes"]:
             row.update(hex=message[:2_000].hex(), bytes=len(message), message=_shown(message))
 
-    def report(self) -> None:
-        self.reported = time.monotonic()
-        body = {
-            "executions": self.executions,
-            "decoded": self.decoded,
-            "findings": self.findings,
-            "largest": self.largest,
-            "slowest_s": round(self.slowest_s, 3),
-        }
-        (self.out / "state.json").write_text(json.dumps(body, indent=1), encoding="utf-8")
+    def state(self) -> dict[str, Any]:
+        return {"decoded": self.decoded, "largest": self.largest, "slowest_s": round(self.slowest_s, 3)}
 
 
 def message_of(data: bytes, max_bytes: int) -> tuple[str, bytes]:
@@ -287,14 +268,5 @@ def _shown(message: bytes) -> str:
     return ascii(message[:120]) + ("..." if len(message) > 120 else "")
 
 
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    options, libfuzzer = parser.parse_known_args(arguments)
-    oracle = Oracle(options.out)
-    atheris.Setup([sys.argv[0], *libfuzzer], oracle)
-    atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1:], str(__doc__).splitlines()[0], DecoderOracle)

@@ -16,19 +16,16 @@ One process on one core; not part of `python -m benchmarks`, which measures and 
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from benchmarks.report import RESULTS, Report, progress, table
-from verifiers.errors import BadGold, RunError
+from benchmarks.fuzzing import Campaign, as_code, by_target, found_rows, growth, run, run_rows
+from benchmarks.report import progress, table
+from verifiers.errors import BadGold
 from verifiers.math.bench.cases import SHIPPED_CASES, load_cases
 from verifiers.math.compare import Profile, compare
 from verifiers.math.verifier import MathVerifier, read
@@ -38,12 +35,10 @@ from verifiers.verdict import VerifyRequest
 
 BUDGET_S = 1.0
 MEMORY_MB = 1_024
-HANG_S = 60
 MAX_BYTES = 30_000  # of one input; its middle part may be repeated up to 100,000 characters
 SEED_CHARS = 2_000
 SYMPY_REQUESTS = 400
 SHOWN_SLOWEST = 10
-STATUS = re.compile(r"#(\d+)\s+(\w+).*?cov: (\d+) ft: (\d+) corp: (\d+)/(\S+).*?exec/s: (\d+) rss: (\d+)Mb")
 
 TOKENS = r"""
 \frac \dfrac \tfrac \cfrac \sqrt \sqrt[3]{ \cbrt \left( \right) \left[ \right] \left\{ \right\} \left. \right. \left|
@@ -64,48 +59,11 @@ true none undefined no solution ½ √ ² π ∞ ≤ ≥ ± × ÷ − ∈ ∪ �
 
 def main(arguments: list[str]) -> int:
     """0 if nothing was found, else 1."""
-    options = _parser().parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    report = Report("fuzz_math", options)
-    report.header["command"] = report.header["command"].replace("-m benchmarks", "-m benchmarks.fuzz_math", 1)
-    started = time.monotonic()
-    exit_code = _fuzz(options)
-    body = _body(options, exit_code, time.monotonic() - started)
-    report.write(body, _tables(body))
-    return 1 if body["findings"] else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz_math", description=str(__doc__).splitlines()[0])
-    parser.add_argument("--seconds", type=int, default=3_600)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder for corpus, log and what was found")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for fuzz_math.json and fuzz_math.md")
-    parser.set_defaults(threads=1)
-    return parser
+    return run(Campaign("fuzz_math", str(__doc__).splitlines()[0], _seeds, _tokens(), MAX_BYTES, MEMORY_MB), arguments,
+               _complete, _tables)  # fmt: skip
 
 
 # The run -------------------------------------------------------------------------------------------------------------
-
-
-def _fuzz(options: argparse.Namespace) -> int:
-    """libFuzzer's exit code: 0 unless it had to stop for a hang, for memory or for a crash of the interpreter."""
-    seeds, corpus = options.out / "seeds", options.out / "corpus"
-    for folder in (seeds, corpus):
-        folder.mkdir(exist_ok=True)
-    for number, seed in enumerate(_seeds()):
-        (seeds / f"{number:05d}").write_bytes(seed)
-    dictionary = options.out / "latex.dict"
-    dictionary.write_text("".join(f'"{quoted(token)}"\n' for token in _tokens()), encoding="ascii")
-    command = [
-        sys.executable, "-m", "benchmarks.fuzz_math_target", "--out", str(options.out),
-        f"-max_total_time={options.seconds}", f"-seed={options.seed + 1}", f"-dict={dictionary}", "-len_control=20",
-        f"-max_len={MAX_BYTES}", f"-timeout={HANG_S}", f"-rss_limit_mb={MEMORY_MB}", "-print_final_stats=1",
-        f"-artifact_prefix={options.out}/", str(corpus), str(seeds),
-    ]  # fmt: skip
-    progress(f"fuzzing for {options.seconds} s; log: {options.out / 'libfuzzer.log'}")
-    with (options.out / "libfuzzer.log").open("w") as log:
-        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
 
 
 def _seeds() -> Iterator[bytes]:
@@ -132,61 +90,16 @@ def _tokens() -> list[str]:
     return sorted(macros | set(TOKENS.split()) | {"\n", "\0", " "})
 
 
-def quoted(token: str) -> str:
-    """As libFuzzer's dictionaries want it."""
-    return "".join(f"\\x{byte:02x}" for byte in token.encode())
-
-
 # What came out -------------------------------------------------------------------------------------------------------
 
 
-def _body(options: argparse.Namespace, exit_code: int, wall_s: float) -> dict[str, Any]:
-    state_file = options.out / "state.json"
-    log = (options.out / "libfuzzer.log").read_text(encoding="utf-8", errors="replace")
-    if not state_file.exists():
-        raise RunError("The fuzzer did not start.", where=str(options.out / "libfuzzer.log"), fix=log[-500:])
-    state = json.loads(state_file.read_text(encoding="utf-8"))
-    statuses = STATUS.findall(log)
-    last = statuses[-1]
+def _complete(facts: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
     slowest = [_measured_again(row) for row in state["slowest"]]
-    findings = dict(state["findings"])
     for row in slowest:
         if row["seconds_alone"] > BUDGET_S:
-            findings[f"slow: {row['seconds_alone']:.2f} s"] = row
-    if exit_code != 0:
-        findings[f"libFuzzer stopped with {exit_code}"] = {"log": log[-2_000:]}
-    return {
-        "settings": {
-            "seconds": options.seconds,
-            "seed": options.seed,
-            "max_bytes": MAX_BYTES,
-            "budget_s": BUDGET_S,
-            "memory_mb": MEMORY_MB,
-        },
-        "wall_s": round(wall_s, 1),
-        "executions": int(last[0]),
-        "executions_by_target": state["executions"],
-        "executions_per_s": round(int(last[0]) / wall_s, 1),
-        "coverage": {
-            "edges": int(last[2]),
-            "features": int(last[3]),
-        },
-        "growth": [{"executions": int(s[0]), "edges": int(s[2])} for s in thinned(statuses)],
-        "corpus": {"inputs": int(last[4]), "size": last[5]},
-        "peak_rss_mb": max(int(s[7]) for s in statuses),
-        "findings": findings,
-        "slowest": slowest,
-        "sympy": _through_the_pool(state["sympy_pairs"]),
-    }
-
-
-def thinned(statuses: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """One status line for each doubling of the executions."""
-    kept: list[tuple[str, ...]] = []
-    for status in statuses:
-        if not kept or int(status[0]) >= 2 * int(kept[-1][0]):
-            kept.append(status)
-    return [*kept, statuses[-1]]
+            facts["findings"][f"slow: {row['seconds_alone']:.2f} s"] = row
+    facts["settings"]["budget_s"] = BUDGET_S
+    return {**facts, "slowest": slowest, "sympy": _through_the_pool(state["sympy_pairs"])}
 
 
 def _measured_again(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,39 +140,27 @@ def _through_the_pool(pairs: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _tables(body: Mapping[str, Any]) -> str:
-    coverage, sympy = body["coverage"], body["sympy"]
-    by_target = ", ".join(f"{name} {count}" for name, count in body["executions_by_target"].items())
-    statuses = ", ".join(f"{name} {count}" for name, count in sympy["statuses"].items())
+    sympy = body["sympy"]
     rows = [
-        ["wall time", f"{body['wall_s']:.0f} s"],
-        ["executions", f"{body['executions']} ({by_target})"],
-        ["executions a second", f"{body['executions_per_s']}"],
-        ["branches covered", f"{coverage['edges']} edges, {coverage['features']} features (libFuzzer's cov and ft)"],
-        ["corpus", f"{body['corpus']['inputs']} inputs, {body['corpus']['size']}"],
-        ["peak memory, with the fuzzer's own", f"{body['peak_rss_mb']} MB"],
-        ["findings", str(len(body["findings"]))],
-        ["left to sympy, through the pool", f"{sympy['asked']} of {sympy['pairs_met']} pairs: {statuses}; slowest "
-                                            f"{sympy['slowest_ms']} ms"],
+        *run_rows(body),
+        ["left to sympy, through the pool", f"{sympy['asked']} of {sympy['pairs_met']} pairs: "
+                                            f"{by_target(sympy['statuses'])}; slowest {sympy['slowest_ms']} ms"],
     ]  # fmt: skip
     slowest = [
         [f"{r['seconds_alone']:.3f}", f"{r['seconds']:.3f}", r["what"], as_code(r["gold"]), as_code(r["text"])]
         for r in sorted(body["slowest"], key=lambda r: -r["seconds_alone"])[:SHOWN_SLOWEST]
     ]
-    found = [[name, as_code(json.dumps(finding)[:200])] for name, finding in body["findings"].items()]
+    found = found_rows(body)
     return "\n".join(
         [
             table(["the run", ""], rows),
-            "Edges by executions: " + ", ".join(f"{g['edges']} at {g['executions']}" for g in body["growth"]) + ".\n",
+            growth(body),
             "## The slowest inputs\n\nCPU seconds alone, and while coverage was counted.\n",
             table(["alone", "fuzzing", "what", "gold", "text"], slowest),
             "## Findings\n",
             table(["what", "input"], found) if found else "None.\n",
         ]
     )
-
-
-def as_code(text: str) -> str:
-    return "`" + text[:100].replace("\n", "⏎").replace("|", "¦").replace("`", "'") + "`"
 
 
 if __name__ == "__main__":

@@ -8,12 +8,10 @@ parts are separated by a NUL. Findings and the slowest inputs are written to --o
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
-import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ with atheris.instrument_imports(include=["verifiers.math", "verifiers.text"]):
     from verifiers.math.shapes import is_undefined
     from verifiers.math.verifier import MathVerifier, read
 
+from benchmarks.fuzzing_target import Oracle, main
 from verifiers.errors import BadGold
 from verifiers.math.bench.cases import SHIPPED_CASES, load_cases
 from verifiers.math.syntax import show, walk
@@ -34,7 +33,6 @@ MAX_CHARS = 100_000
 BUDGET_S = 1.0
 HEADER_BYTES = 4
 TARGETS: tuple[str, ...] = ("boxed", "response", "compare")
-_REPORT_EVERY_S = 15.0
 _AGAIN_EVERY = 4
 _KEPT_SLOW = 40
 _KEPT_SYMPY = 2_000
@@ -45,18 +43,16 @@ def golds() -> list[str]:
     return list(dict.fromkeys(case.gold for case in load_cases(SHIPPED_CASES) if 0 < len(case.gold) < 300))
 
 
-class Oracle:
+class MathOracle(Oracle):
     """Runs one input and writes down what must not happen; each kind of finding once."""
 
     def __init__(self, out: Path):
-        self.out, self.golds = out, golds()
+        super().__init__(out, TARGETS)
+        self.golds = golds()
         self.verifier = MathVerifier(MathVerifier.Options())
         self.forms = {gold: read(gold).form for gold in self.golds}
-        self.findings: dict[str, dict[str, Any]] = {}
         self.slowest: list[dict[str, Any]] = []
         self.sympy_pairs: dict[tuple[str, str], None] = {}
-        self.executions = dict.fromkeys(TARGETS, 0)
-        self.reported = time.monotonic()
         slow.warm = lambda: None  # sympy is no part of the budget: what it would be asked is kept for the pool
         slow.equal = self._would_ask_sympy
 
@@ -67,15 +63,9 @@ class Oracle:
     def __call__(self, data: bytes) -> None:
         target, gold, text = self.decoded(data)
         self.executions[target] += 1
-        try:
-            getattr(self, f"_{target}")(gold, text)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # noqa: BLE001 (whatever escapes is what we look for)
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            self.finding(f"{type(error).__name__} at {Path(frame.filename).name}:{frame.name}", target, gold, text)
-        if time.monotonic() - self.reported > _REPORT_EVERY_S:
-            self.report()
+        judge = partial(getattr(self, f"_{target}"), gold, text)
+        self.guarded(judge, lambda kind: self.finding(kind, target, gold, text))
+        self.report_when_due()
 
     def decoded(self, data: bytes) -> tuple[str, str, str]:
         header, body = data[:HEADER_BYTES].ljust(HEADER_BYTES, b"\0"), data[HEADER_BYTES:]
@@ -142,15 +132,8 @@ class Oracle:
         if len(gold) + len(text) < len(row["gold"]) + len(row["text"]):
             row["gold"], row["text"] = gold, text
 
-    def report(self) -> None:
-        self.reported = time.monotonic()
-        body = {
-            "executions": self.executions,
-            "findings": self.findings,
-            "slowest": self.slowest,
-            "sympy_pairs": list(self.sympy_pairs),
-        }
-        (self.out / "state.json").write_text(json.dumps(body, indent=1), encoding="utf-8")
+    def state(self) -> dict[str, Any]:
+        return {"slowest": self.slowest, "sympy_pairs": list(self.sympy_pairs)}
 
 
 def _is_sound(verdict: Any) -> bool:
@@ -161,14 +144,5 @@ def _is_sound(verdict: Any) -> bool:
     )
 
 
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    options, libfuzzer = parser.parse_known_args(arguments)
-    oracle = Oracle(options.out)
-    atheris.Setup([sys.argv[0], *libfuzzer], oracle)
-    atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1:], str(__doc__).splitlines()[0], MathOracle)
