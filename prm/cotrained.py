@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from prm.optim import NonFiniteError, clip_and_step, make_adamw
-from rollout.attention import choose_varlen, packed_forward
-from rollout.logprobs import chunked_logp
-from rollout.models import DTYPES, autocast, load_policy, read_weights, save_weights
-from rollout.options import ModelConfig, OptimConfig
+from rollout.attention import choose_varlen
+from rollout.models import DTYPES, load_policy, read_weights, save_weights
+from rollout.options import ModelConfig, OptimConfig, ShardingOptions
+from rollout.packed_model import PackedModel
 from rollout.packing import PackedBatch, Packer, TokenSequence, per_sequence
+from rollout.sharding import full_state, load_full, load_optimizer, optimizer_state, optimizer_tensors, shard
 
 # (micro-batch, the head's output [R]) -> (loss: a sum over what the micro-batch holds, sums to report by name)
 BatchLoss = Callable[[PackedBatch, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -44,6 +45,7 @@ class ModelSetup:
     temperature: float
     total_steps: int
     packer: Packer = field(default_factory=Packer)
+    sharding: ShardingOptions = field(default_factory=ShardingOptions)
 
 
 class CoTrained:
@@ -69,8 +71,8 @@ class CoTrained:
         steps_per_round: int = 1,
     ):
         self.setup, self.optim, self.read = setup, optim, read
-        self.compute_dtype = DTYPES[setup.model.compute_dtype]
-        self.varlen = choose_varlen(setup.device, self.compute_dtype, setup.attention)
+        compute_dtype = DTYPES[setup.model.compute_dtype]
+        self.world = setup.packer.world
         policy = load_policy(setup.model.model_copy(update={"lora": None}), setup.seed, setup.device)
         self.hf_config, self.causal_lm = policy.config, policy.model
         self.trunk: nn.Module = self.causal_lm.model
@@ -81,13 +83,22 @@ class CoTrained:
             if zero_head:
                 for parameter in self.head.parameters():
                     nn.init.zeros_(parameter)
+        self.packed = PackedModel(
+            self.causal_lm if self.head is None else self.trunk,
+            self.head,
+            varlen=choose_varlen(setup.device, compute_dtype, setup.attention),
+            compute_dtype=compute_dtype,
+            temperature=setup.temperature,
+            chunk_tokens=setup.logprob_chunk_tokens,
+            read=read,
+        )
+        if optim is None:  # frozen before it is sharded, so that FSDP keeps no gradients for it
+            self.packed.requires_grad_(False)
+        shard(self.packed, self.world, setup.sharding)
         self.total_steps, self.optimizer_steps = setup.total_steps * steps_per_round, 0
         self.optimizer: torch.optim.AdamW | None = None
         if optim is not None:
-            self.optimizer = make_adamw(self.parameters(), optim, setup.device)
-        else:
-            for parameter in self.parameters():
-                parameter.requires_grad_(False)
+            self.optimizer = make_adamw(self.parameters(), optim)
 
     def parameters(self) -> list[nn.Parameter]:
         if self.head is None:
@@ -97,10 +108,9 @@ class CoTrained:
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
         """Copy the policy's weights (plain Hugging Face names) as they are now; a scalar head stays as it is."""
         if self.head is None:
-            self.causal_lm.load_state_dict(weights)
+            load_full(self.causal_lm, weights)
             return
-        trunk = {n.removeprefix("model."): t for n, t in weights.items() if n.startswith("model.")}
-        self.trunk.load_state_dict(trunk)
+        load_full(self.trunk, {n.removeprefix("model."): t for n, t in weights.items() if n.startswith("model.")})
 
     # ---- forward -----------------------------------------------------
 
@@ -109,24 +119,15 @@ class CoTrained:
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """[R]: the log-prob of each response token at the rollouts' temperature, or the head's number for it."""
-        with autocast(self.setup.device, self.compute_dtype):
-            hidden_TE = packed_forward(self.trunk, batch, self.varlen)
-        if self.head is not None:
-            hidden_RE = hidden_TE[batch.predict_R + (self.read == "after")]
-            return self.head(hidden_RE.to(self.head.weight.dtype))[:, 0]
-        logp_R, _ = chunked_logp(
-            hidden_TE[batch.predict_R].to(self.compute_dtype),
-            self.causal_lm.get_output_embeddings().weight,
-            batch.target_R,
-            temperature=self.setup.temperature,
-            chunk_tokens=self.setup.logprob_chunk_tokens,
-        )
-        return logp_R
+        logp_R, _, value_R = self.packed(batch)
+        out_R = logp_R if self.head is None else value_R
+        assert out_R is not None
+        return out_R
 
     @torch.no_grad()
     def outputs(self, sequences: Sequence[TokenSequence]) -> list[Tensor]:
         """`forward` for every response: one float32 CPU tensor [T_i] each (float64 of a float64 model)."""
-        return per_sequence(self.pack(sequences), self.forward)
+        return per_sequence(self.pack(sequences), self.forward, self.world)
 
     # ---- update ------------------------------------------------------
 
@@ -137,16 +138,24 @@ class CoTrained:
         assert self.optimizer is not None
         assert self.optim is not None
         sums: dict[str, float] = {"loss": 0.0}
+        not_finite: list[int] = []  # sequences of micro-batches; said when all ranks are through
         for batch in self.pack(sequences):
-            loss, more = batch_loss(batch, self.forward(batch))
+            out_R = self.forward(batch)
+            if not batch.sequence_index:
+                out_R.sum().backward()
+                continue
+            loss, more = batch_loss(batch, out_R)
             value = float(loss.detach())
             if not math.isfinite(value):
-                self.optimizer.zero_grad(set_to_none=True)
-                raise NonFiniteError(f"{what}'s loss of a micro-batch", batch.sequence_index)
+                not_finite += batch.sequence_index
             loss.backward()
             sums["loss"] += value
             for name, tensor in more.items():
                 sums[name] = sums.get(name, 0.0) + float(tensor.detach())
+        if not_finite := sorted(i for part in self.world.gather(not_finite) for i in part):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteError(f"{what}'s loss of a micro-batch", not_finite)
+        sums = self.world.total(sums)
         norm = clip_and_step(self.parameters(), self.optimizer, self.optim, self.optimizer_steps, self.total_steps)
         if norm is None:
             raise NonFiniteError(f"{what}'s gradient norm", list(range(len(sequences))))
@@ -156,43 +165,62 @@ class CoTrained:
     # ---- state -------------------------------------------------------
 
     def weights(self) -> dict[str, Tensor]:
-        """By the names of the transformers class that `export_hf` names."""
+        """Whole tensors by the names of the transformers class that `export_hf` names. All ranks must ask."""
         if self.head is None:
-            return dict(self.causal_lm.state_dict())
-        trunk = {f"model.{name}": tensor for name, tensor in self.trunk.state_dict().items()}
-        return trunk | {f"score.{name}": tensor for name, tensor in self.head.state_dict().items()}
+            return full_state(self.causal_lm)
+        trunk = {f"model.{name}": tensor for name, tensor in full_state(self.trunk).items()}
+        return trunk | {f"score.{name}": tensor for name, tensor in full_state(self.head).items()}
 
     def export_hf(self, folder: Path) -> None:
         """config.json and safetensors, for `AutoModelForCausalLM`, or `AutoModelForTokenClassification` with one
-        label."""
+        label. All ranks must ask, each writes."""
+        self.export_config(folder)
+        save_weights(self.exported(self.weights()), folder)
+
+    def export_config(self, folder: Path) -> None:
         config = copy.deepcopy(self.hf_config)
         config._attn_implementation = None
         config.dtype = self.parameters()[0].dtype
         architecture = type(self.causal_lm).__name__
-        weights = self.weights()
         if self.head is not None:
             architecture = architecture.replace("ForCausalLM", "ForTokenClassification")
             config.num_labels = 1
-            if self.head.bias is None:  # the class has a bias; ours is none, which is 0
-                weights["score.bias"] = torch.zeros(1, dtype=self.head.weight.dtype)
-        elif config.tie_word_embeddings:
-            weights.pop("lm_head.weight", None)
         config.architectures = [architecture]
         config.save_pretrained(folder)
-        save_weights(weights, folder)
+
+    def exported(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`weights` as the class of the export has them."""
+        out = dict(weights)
+        if self.head is not None and self.head.bias is None:  # the class has a bias; ours is none, which is 0
+            out["score.bias"] = torch.zeros(1, dtype=self.head.weight.dtype)
+        elif self.head is None and self.hf_config.tie_word_embeddings:
+            out.pop("lm_head.weight", None)
+        return out
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next step depends on beside the weights, which the export holds."""
+        """Everything the next step depends on beside the weights, which the export holds. All ranks must ask."""
         if self.optimizer is None:
             return {}
-        return {"optimizer": self.optimizer.state_dict(), "optimizer_steps": self.optimizer_steps}
+        return {"optimizer": optimizer_state(self.optimizer), **self.plain_state()}
+
+    def plain_state(self) -> dict[str, Any]:
+        """What `tensors` leaves out."""
+        return {} if self.optimizer is None else {"optimizer_steps": self.optimizer_steps}
+
+    def load_plain_state(self, state: Mapping[str, Any]) -> None:
+        self.optimizer_steps = state.get("optimizer_steps", 0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every live tensor that the next step depends on, by name, as it lies on this rank."""
+        out = {name: p.detach() for name, p in self.packed.named_parameters()}
+        return out if self.optimizer is None else out | optimizer_tensors(self.optimizer)
 
     def load(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Restore the exported weights and the rest, exactly."""
         weights = read_weights(folder)
         if self.head is None:
             # a tied head is the embedding, which was loaded under its own name
-            missing, unexpected = self.causal_lm.load_state_dict(weights, strict=False)
+            missing, unexpected = load_full(self.causal_lm, weights, strict=False)
             tied = ["lm_head.weight"] if self.hf_config.tie_word_embeddings else []
             if unexpected or set(missing) - set(tied):
                 raise KeyError(f"{folder.name}: weights of another model ({[*missing, *unexpected][:3]})")
@@ -201,7 +229,7 @@ class CoTrained:
                 own = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
                 if module is self.head and self.head.bias is None:
                     own.pop("bias")
-                module.load_state_dict(own)
+                load_full(module, own)
         if self.optimizer is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.optimizer_steps = state["optimizer_steps"]
+            load_optimizer(self.optimizer, state["optimizer"])
+            self.load_plain_state(state)

@@ -157,6 +157,7 @@ class ImplicitSource(Source):
             return ce_S.sum() / len(trajectories), {}
 
         found = self.prm.step(trajectories, batch_loss, "The implicit PRM")
+        seen = self.prm.world.union(seen)
         return [seen[i] for i in range(len(trajectories))], {name: found[name] for name in ("grad_norm", "lr")}
 
 

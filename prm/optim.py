@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rollout.options import OptimConfig
+from rollout.sharding import full
 from verifiers.errors import RunError
 
 
@@ -36,7 +37,7 @@ def learning_rate(optim: OptimConfig, step: int, total_steps: int) -> float:
     return optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * cosine)
 
 
-def make_adamw(parameters: Sequence[nn.Parameter], optim: OptimConfig, device: torch.device) -> torch.optim.AdamW:
+def make_adamw(parameters: Sequence[nn.Parameter], optim: OptimConfig) -> torch.optim.AdamW:
     """AdamW that decays matrices only, not norms and biases."""
     decay, plain = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
     groups = [{"params": decay, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -45,7 +46,7 @@ def make_adamw(parameters: Sequence[nn.Parameter], optim: OptimConfig, device: t
         lr=optim.lr,
         betas=(optim.beta1, optim.beta2),
         eps=optim.eps,
-        fused=device.type in ("cpu", "cuda"),
+        fused=all(p.device.type in ("cpu", "cuda") for p in parameters),
     )
 
 
@@ -57,7 +58,7 @@ def clip_and_step(
     lr = learning_rate(optim, step, total)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, optim.grad_clip))
+    grad_norm = float(full(torch.nn.utils.clip_grad_norm_(parameters, optim.grad_clip)))
     if math.isfinite(grad_norm):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)

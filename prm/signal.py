@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from data.example import Example
 from rollout.engine import Prompt, SamplingParams
 from rollout.trajectory import Trajectory
+from rollout.world import World
 from verifiers.options import Options as BaseOptions
 from verifiers.registry import Registry
 from verifiers.runner import Runner
@@ -150,6 +151,13 @@ class SourceContext:
     stop: tuple[str, ...] = ()
     train_examples: Sequence[Example] = ()
     prompt_ids: Mapping[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def world(self) -> World:
+        """The ranks of the run. What a source does in `start` is for the groups that this rank generated; all else is
+        done on every rank alike, so what may differ (a verdict that can time out, a judge) goes through
+        `world.shared_work`."""
+        return self.models.packer.world
 
 
 class Source:

@@ -128,7 +128,7 @@ def _values(context: SourceContext, prefixes: Sequence[_Prefix], completed: Sequ
         e = prefix.example
         requests.append(VerifyRequest(prefix.text + t.text, e.gold, e.meta, e.id))
         owners.append(t.group)
-    for group, verdict in zip(owners, context.runner.verify(requests), strict=True):
+    for group, verdict in zip(owners, context.world.shared_work(requests, context.runner.verify), strict=True):
         values[group].append(_value(verdict))
     return values
 
@@ -136,7 +136,11 @@ def _values(context: SourceContext, prefixes: Sequence[_Prefix], completed: Sequ
 def correctness(context: SourceContext, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> list[float]:
     """1 or 0 for each response [N], by the recipe's verifier; NaN where it could not judge. A response that hit the
     token limit is wrong."""
-    return [_value(verdict) for verdict in start_judging(context.runner, trajectories, examples)()]
+
+    def judged(index: list[int]) -> list[Verdict]:
+        return start_judging(context.runner, [trajectories[i] for i in index], [examples[i] for i in index])()
+
+    return [_value(verdict) for verdict in context.world.shared_work(range(len(trajectories)), judged)]
 
 
 def _value(verdict: Verdict) -> float:

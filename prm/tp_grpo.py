@@ -214,15 +214,21 @@ class ThoughtSource(Source):
     ) -> list[Reading]:
         """One reading a request; what cannot be used, or was cut off, is asked for again as another sample."""
 
-        def hear(i: int, reply: JudgeReply) -> Reading:
-            value = None if reply.text is None else readers[i](reply.text)
+        def hear(read: Callable[[str], Any], reply: JudgeReply) -> Reading:
+            value = None if reply.text is None else read(reply.text)
             cause = str(reply.status) if reply.text is None else unusable if value is None else ""
             return Reading(value, cause, **reply.counts)
 
         def is_useless(reading: Reading) -> bool:
             return reading.cause in (unusable, ReplyStatus.TRUNCATED)
 
-        return hear_all(judge, requests, judge.ask(requests), hear, is_useless, self.options.malformed_retries)
+        def readings(index: list[int]) -> list[Reading]:
+            asked = [requests[i] for i in index]
+            of = [readers[i] for i in index]
+            retries = self.options.malformed_retries
+            return hear_all(judge, asked, judge.ask(asked), lambda i, reply: hear(of[i], reply), is_useless, retries)
+
+        return self.context.world.shared_work(range(len(requests)), readings)
 
     # ---- state ---------------------------------------------------------
 

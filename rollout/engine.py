@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from rollout.trajectory import Trajectory
+from rollout.world import World
 from verifiers.registry import Registry
 
 
@@ -66,6 +67,42 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class SharedEngine:
+    """An engine on every rank: each generates for a share of the prompts, and all get all trajectories. `on_group` is
+    called for the rank's own groups only."""
+
+    def __init__(self, engine: Engine, world: World):
+        self.own, self.world = engine, world
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        samples_per_prompt: int,
+        sampling: SamplingParams,
+        seed: int,
+        on_group: OnGroup | None = None,
+    ) -> list[Trajectory]:
+        """As of one engine: who generates a prompt does not matter."""
+        # all copies of an example are one rank's, since their random streams are told apart by counting (row_names)
+        owner = {name: i % self.world.size for i, name in enumerate(dict.fromkeys(p.example_id for p in prompts))}
+        places = [i for i, prompt in enumerate(prompts) if owner[prompt.example_id] == self.world.rank]
+        own: list[Trajectory] = []
+        if places:
+            own = self.own.generate([prompts[i] for i in places], samples_per_prompt, sampling, seed, on_group)
+        k = samples_per_prompt
+        found = self.world.union({place: own[k * n : k * (n + 1)] for n, place in enumerate(places)})
+        return [trajectory for place in range(len(prompts)) for trajectory in found[place]]
+
+    def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
+        self.own.load_weights(weights, version)
+
+    def sleep(self) -> None:
+        self.own.sleep()
+
+    def close(self) -> None:
+        self.own.close()
 
 
 ENGINES: Registry[type] = Registry("rollout engine", "rollout")

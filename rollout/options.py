@@ -77,3 +77,11 @@ class OptimConfig(Options):
     warmup_steps: int = Field(default=0, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+
+
+class ShardingOptions(Options):
+    """How FSDP2 holds the models. offload: parameters, gradients and optimizer state wait in the host's memory.
+    reshard_after_forward: a layer's weights are given back between its forward and its backward pass."""
+
+    offload: bool = False
+    reshard_after_forward: bool = True

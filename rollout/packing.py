@@ -16,6 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from rollout.world import World
+
 
 class TokenSequence(Protocol):
     """Anything with a prompt and a response in token ids (a `Trajectory`, a demonstration)."""
@@ -47,6 +49,8 @@ class PackedBatch:
 
     def flatten(self, per_sequence: Sequence[Tensor]) -> Tensor:
         """Response-token values [R] in packed order, from one tensor [T_i] for each *input* sequence."""
+        if not self.sequence_index:
+            return torch.zeros(0, device=self.ids_T.device)
         return torch.cat([per_sequence[i] for i in self.sequence_index]).to(self.ids_T.device)
 
     def split(self, values_R: Tensor) -> dict[int, Tensor]:
@@ -93,21 +97,37 @@ def pack(sequences: Sequence[TokenSequence], max_tokens: int, device: torch.devi
     return [_pack_one(sequences, bin_, device) for bin_ in first_fit_decreasing(lengths, max_tokens)]
 
 
-def per_sequence(batches: Sequence[PackedBatch], values: Callable[[PackedBatch], Tensor]) -> list[Tensor]:
+def empty_batch(device: torch.device | str = "cpu") -> PackedBatch:
+    """One token of no sequence, for a rank that has less to do: FSDP gathers weights for all ranks at once, so each
+    must run as many micro-batches as the others."""
+    none = torch.zeros(0, dtype=torch.long, device=device)
+    token = torch.zeros(1, dtype=torch.long, device=device)
+    borders = torch.tensor([0, 1], dtype=torch.int32, device=device)
+    return PackedBatch([], token, token, borders, 1, none, none, none)
+
+
+def per_sequence(
+    batches: Sequence[PackedBatch], values: Callable[[PackedBatch], Tensor], world: World | None = None
+) -> list[Tensor]:
     """`values` of each micro-batch [R], given back by input sequence: one CPU tensor [T_i] each, float32 (float64 if
-    they are)."""
+    they are). world: the ranks among which the sequences were divided."""
     out: dict[int, Tensor] = {}
     for batch in batches:
         value_R = values(batch)
         wide = torch.promote_types(value_R.dtype, torch.float32)
         out |= {i: v.to("cpu", wide) for i, v in batch.split(value_R).items()}
+    out = out if world is None else world.union(out)
     return [out[i] for i in range(len(out))]
 
 
 class Packer:
-    """`pack` that remembers its last calls, so that the policy and the models beside it share one packing of a step."""
+    """`pack` that remembers its last calls, so that the policy and the models beside it share one packing of a step.
 
-    def __init__(self, remembered: int = 4):
+    world: the sequences are divided among its ranks by tokens; the micro-batches are this rank's, as many as every
+    other rank has, and their `sequence_index` counts in all sequences."""
+
+    def __init__(self, world: World | None = None, remembered: int = 4):
+        self.world = world or World()
         self._remembered = remembered
         # the sequences are held, so that an id cannot pass to another object
         self._packed: dict[tuple, tuple[list[TokenSequence], list[PackedBatch]]] = {}
@@ -119,8 +139,20 @@ class Packer:
         if key not in self._packed:
             while len(self._packed) >= self._remembered:
                 del self._packed[next(iter(self._packed))]
-            self._packed[key] = (list(sequences), pack(sequences, max_tokens, device))
+            self._packed[key] = (list(sequences), self._pack_share(sequences, max_tokens, device))
         return self._packed[key][1]
+
+    def _pack_share(
+        self, sequences: Sequence[TokenSequence], max_tokens: int, device: torch.device | str
+    ) -> list[PackedBatch]:
+        if self.world.size == 1:
+            return pack(sequences, max_tokens, device)
+        lengths = [len(s.prompt_ids) + len(s.response_ids) for s in sequences]
+        shares = balance(lengths, self.world.size)
+        bins = [[[share[i] for i in bin_] for bin_ in first_fit_decreasing([lengths[i] for i in share], max_tokens)]
+                for share in shares]  # fmt: skip
+        batches = [_pack_one(sequences, bin_, device) for bin_ in bins[self.world.rank]]
+        return batches + [empty_batch(device)] * (max(map(len, bins)) - len(batches))
 
 
 def _pack_one(sequences: Sequence[TokenSequence], index: list[int], device: torch.device | str) -> PackedBatch:

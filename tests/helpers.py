@@ -210,7 +210,7 @@ def make_learner(overrides: dict[str, Any] | None = None, *, double: bool = Fals
         make_double(policy.model)
     learner = Learner(config, policy, CPU)
     if double:
-        learner.compute_dtype = torch.float64
+        learner.compute_dtype = learner.packed.compute_dtype = torch.float64
     learner.freeze_reference()
     return learner
 

@@ -97,23 +97,34 @@ def save_checkpoint(
             content["models"][name] = model.state_dict()
         torch.save(content, partial / "state.pt")
         (partial / "meta.json").write_text(json.dumps({"step": step, **meta}, indent=1, sort_keys=True) + "\n")
-        for path in sorted(partial.rglob("*")):
-            fsync_path(path)
-        partial.rename(final)
-        fsync_path(folder)
+        flush_and_name(partial, final)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise _disk_error(error, final) from error
+        raise disk_error(error, final) from error
     except RuntimeError as error:  # torch.save reports a full disk as a RuntimeError of its zip writer
         shutil.rmtree(partial, ignore_errors=True)
         if "write" not in str(error) and "zip" not in str(error).lower():
             raise
-        raise _disk_error(OSError(errno.ENOSPC, str(error).splitlines()[0]), final) from error
+        raise disk_error(OSError(errno.ENOSPC, str(error).splitlines()[0]), final) from error
     return final
 
 
-def export_hf(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase) -> None:
-    """config.json, generation_config.json, tokenizer files and safetensors, as `from_pretrained` wants them."""
+def flush_and_name(partial: Path, final: Path) -> None:
+    """From here on it is a checkpoint, also after a power cut."""
+    for path in sorted(partial.rglob("*")):
+        fsync_path(path)
+    partial.rename(final)
+    fsync_path(final.parent)
+
+
+def export_hf(
+    folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """config.json, generation_config.json, tokenizer files and safetensors, as `from_pretrained` wants them. weights:
+    the learner's, where they were asked for before; else all ranks must call this, and rank 0 writes."""
+    gathered = dict(learner.weights() if weights is None else weights)
+    if not learner.world.is_main:
+        return
     policy = learner.policy
     config = copy.deepcopy(policy.config)
     config.use_cache = True
@@ -127,10 +138,9 @@ def export_hf(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase
     generation.pad_token_id = tokenizer.pad_token_id
     generation.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    weights = dict(learner.weights())
     if config.tie_word_embeddings:
-        weights.pop("lm_head.weight", None)
-    save_weights(weights, folder)
+        gathered.pop("lm_head.weight", None)
+    save_weights(gathered, folder)
 
 
 def load_checkpoint(path: Path, learner: Learner, models: Mapping[str, CoTrained] | None = None) -> dict[str, Any]:
@@ -139,9 +149,18 @@ def load_checkpoint(path: Path, learner: Learner, models: Mapping[str, CoTrained
     try:
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         learner_state = state.pop("learner")
+        saved = state.pop("models")
+        if (path / "sharded").is_dir():
+            from trainer.sharded_checkpoint import read_tensors
+
+            read_tensors(path, learner, models or {})
+            learner.load_plain_state(learner_state)
+            for name, model in (models or {}).items():
+                model.load_plain_state(saved[name])
+            set_rng_state(state.pop("rng"))
+            return state
         if learner.config.model.lora is None:
             learner_state["policy"] = _read_policy(path / "hf", learner)
-        saved = state.pop("models")
         for name, model in (models or {}).items():
             model.load(path / name, saved[name])
     except (OSError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
@@ -174,7 +193,7 @@ def remove_partial(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def _disk_error(error: OSError, path: Path) -> RunError:
+def disk_error(error: OSError, path: Path) -> RunError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return RunError(
         f"The checkpoint could not be written: {'the disk is full' if full else error}.",

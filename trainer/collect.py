@@ -18,6 +18,7 @@ from data.example import Example
 from prm.signal import Kept, Signal, Source, verdicts_in
 from rollout.engine import Prompt, SamplingParams, derive_seed
 from rollout.trajectory import Finish, Trajectory
+from rollout.world import World
 from trainer.config import KeepConfig, PassRateBand
 from verifiers.verdict import Verdict
 
@@ -92,7 +93,8 @@ def collect(session: Session, state: LoopState) -> Rollouts:
         drawn = [train[i] for i in indices[offset:]]
         prompts = [Prompt(e.id, offset + p, session.prepared.prompt_ids[e.id]) for p, e in enumerate(drawn)]
         seed = derive_seed(config.seed, "rollout", state.step, attempt)
-        judging = Judging(session.sources, {prompt.group: e for prompt, e in zip(prompts, drawn, strict=True)})
+        asked = {prompt.group: e for prompt, e in zip(prompts, drawn, strict=True)}
+        judging = Judging(session.sources, asked, session.world)
         new = session.engine.generate(prompts, rollout.samples_per_prompt, sampling, seed, judging.on_group)
         generated = time.monotonic()
         signals = judging.signals(new)
@@ -143,17 +145,18 @@ def greedy_rewards(
     session: Session, prompts: Sequence[Prompt], examples: Sequence[Example], sampling: SamplingParams, seed: int
 ) -> Tensor:
     """The reward of the most likely response to each prompt [P]; it is not trained on."""
-    judging = Judging(session.sources, {p.group: e for p, e in zip(prompts, examples, strict=True)})
+    asked = {p.group: e for p, e in zip(prompts, examples, strict=True)}
+    judging = Judging(session.sources, asked, session.world)
     greedy = session.engine.generate(prompts, 1, replace(sampling, greedy=True), seed, judging.on_group)
     return total_outcome(judging.signals(greedy), [part.weight for part in session.config.sources])
 
 
 class Judging:
     """The sources at work on one batch of prompts while it is being generated. examples: by group. What it gives does
-    not depend on the order in which groups or verdicts come."""
+    not depend on the order in which groups or verdicts come. world: each rank starts the groups that it generated."""
 
-    def __init__(self, sources: Sequence[Source], examples: Mapping[int, Example]):
-        self._sources, self._examples = sources, examples
+    def __init__(self, sources: Sequence[Source], examples: Mapping[int, Example], world: World | None = None):
+        self._sources, self._examples, self._world = sources, examples, world or World()
         self._started: dict[int, dict[int, Callable[[], Signal]]] = {
             s: {} for s, source in enumerate(sources) if hasattr(source, "start")
         }
@@ -167,9 +170,11 @@ class Judging:
     def signals(self, trajectories: Sequence[Trajectory]) -> list[Signal]:
         """What each source says about all trajectories, in their order (by group, then sample)."""
         asked = [self._examples[t.group] for t in trajectories]
+        said = {s: self._world.union({group: finish() for group, finish in started.items()})
+                for s, started in self._started.items()}  # fmt: skip
         return [
-            Signal.concat([self._started[s][group]() for group in sorted(self._started[s])])
-            if s in self._started
+            Signal.concat([said[s][group] for group in sorted(said[s])])
+            if s in said
             else source.score(trajectories, asked)
             if source.phase == "judge"
             else Signal.silent(len(trajectories))

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.template import TemplateOptions
-from rollout.options import ModelConfig, OptimConfig
+from rollout.options import ModelConfig, OptimConfig, ShardingOptions
 from verifiers.options import Options
 
 
@@ -359,10 +359,22 @@ class RecordConfig(Options):
     tensorboard: bool = True
 
 
+class DistributedConfig(ShardingOptions):
+    """For a run of several processes (torchrun); nothing here changes what is trained. replicas: whole copies of the
+    sharded model, each over ranks / replicas ranks (HSDP). exchange_timeout_s: how long a rank waits for the others at
+    an exchange, so longer than the longest generation and verification may differ. silence_timeout_s: a rank that gives
+    no sign of life for so long is taken for dead, and the job ends."""
+
+    replicas: int = Field(default=1, ge=1)
+    exchange_timeout_s: float = Field(default=1800, gt=0)
+    silence_timeout_s: float = Field(default=60, gt=0)
+
+
 class HardwareConfig(Options):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     attention: Literal["auto", "sdpa", "flash"] = "auto"
     threads: int | None = Field(default=None, ge=1)
+    distributed: DistributedConfig = DistributedConfig()
 
 
 class RunConfig(Options):

@@ -29,15 +29,17 @@ class Display:
     ``tokens_per_second``, ``step_s``; the time left assumes the mean pace of the last steps.
     """
 
-    def __init__(self, total_steps: int, live: bool | None = None, console: Console | None = None):
+    def __init__(
+        self, total_steps: int, live: bool | None = None, console: Console | None = None, silent: bool = False
+    ):
         self.total_steps = total_steps
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, quiet=silent)
         self._notes: list[str] = []
         self._evaluations: dict[str, float] = {}
         self._step, self._metrics, self._timings = 0, dict[str, Any](), dict[str, Any]()
         self._recent_s: deque[float] = deque(maxlen=_STEPS_FOR_PACE)
         self._live: Live | None = None
-        if self.console.is_terminal if live is None else live:
+        if not silent and (self.console.is_terminal if live is None else live):
             self._live = Live(self._panel(), console=self.console, refresh_per_second=4)
             self._live.start()
 

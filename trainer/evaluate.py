@@ -17,6 +17,7 @@ from data.example import Example
 from prm.rule import verify_request
 from rollout.engine import Engine, Prompt, SamplingParams, derive_seed
 from rollout.trajectory import Finish, Trajectory
+from rollout.world import World
 from trainer.config import Config
 from trainer.selection import best_of_majority, best_of_n, probability_score, weighted_majority
 from verifiers.errors import RunError
@@ -149,12 +150,13 @@ def evaluate(
     examples: Sequence[Example],
     prompt_ids: Mapping[str, list[int]],
     name: str,
+    world: World | None = None,
 ) -> tuple[dict[str, Estimate], dict[str, float], list[tuple[Trajectory, Verdict]]]:
     """Sample and judge one evaluation set: (metrics, shares of each status and mean length, every trajectory with
     verdict).
 
     The random streams depend on the run's seed, the set and the example only, so `before` and `after` differ by the
-    weights alone.
+    weights alone. world: each rank judges what it generated.
     """
     options = config.eval
     sampling = SamplingParams(
@@ -172,7 +174,8 @@ def evaluate(
 
     seed = derive_seed(config.seed, "eval", name)
     trajectories = engine.generate(prompts, k, sampling, seed, on_group)
-    verdicts = [verdict for p in range(len(prompts)) for verdict in waits[p]()]
+    by_prompt = (world or World()).union({p: wait() for p, wait in waits.items()})
+    verdicts = [verdict for p in range(len(prompts)) for verdict in by_prompt[p]]
     rows = [verdicts[p * k : (p + 1) * k] for p in range(len(examples))]
     bootstrap_seed = derive_seed(config.seed, "bootstrap", name)
     metrics = summarise(rows, options.bootstrap_samples, bootstrap_seed)

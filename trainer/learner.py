@@ -19,10 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from prm.optim import NonFiniteError, clip_and_step, make_adamw
-from rollout.attention import choose_varlen, packed_forward
-from rollout.logprobs import chunked_logp
-from rollout.models import DTYPES, Policy, autocast, load_policy
+from rollout.attention import choose_varlen
+from rollout.models import DTYPES, Policy, load_policy
+from rollout.packed_model import PackedModel
 from rollout.packing import PackedBatch, Packer, TokenSequence, per_sequence
+from rollout.sharding import (
+    full,
+    full_state,
+    like,
+    load_full,
+    load_optimizer,
+    optimizer_state,
+    optimizer_tensors,
+    shard,
+)
 from rollout.trajectory import Trajectory
 from trainer.config import Config, OptimConfig
 from trainer.losses.base import LOSSES, LossInputs
@@ -77,21 +87,23 @@ class Learner:
     there is one) and the optimizer."""
 
     def __init__(self, config: Config, policy: Policy, device: torch.device, packer: Packer | None = None):
-        """packer: shared with the models that learn beside the policy."""
+        """packer: shared with the models that learn beside the policy; it knows the ranks."""
         self.config, self.policy, self.device = config, policy, device
         self.packer = packer or Packer()
+        self.world = self.packer.world
         self.model: Any = policy.model  # torch's typing knows modules only, not what peft adds to them
         self.compute_dtype = DTYPES[config.model.compute_dtype]
         self.varlen = choose_varlen(device, self.compute_dtype, config.hardware.attention)
         self.loss = LOSSES.get(config.objective.loss.kind, key="objective.loss.kind")
         self.loss_options = parse_options(self.loss.options, config.objective.loss.options, "objective.loss")
-        self.reference: nn.Module | None = None
+        self.reference: PackedModel | None = None
         self.value_head: nn.Linear | None = None
         if config.critic is not None and config.critic.trunk == "shared":
             dtype = DTYPES[config.model.master_dtype]
             self.value_head = nn.Linear(policy.config.hidden_size, 1, device=device, dtype=dtype)
             nn.init.zeros_(self.value_head.weight)  # the first values are 0, as those of a critic of its own
             nn.init.zeros_(self.value_head.bias)
+        self.packed = self._packed_model(self.model, self.value_head)
         self.kl_coef = config.objective.kl.coef
         self.use_optimizer(config.optim, config.train.steps * config.train.optimizer_steps_per_batch)
 
@@ -100,7 +112,7 @@ class Learner:
     def use_optimizer(self, optim: OptimConfig, total_steps: int) -> None:
         """Start a fresh AdamW with its schedule (warm start and RL each have their own)."""
         self.optim, self.total_steps, self.optimizer_steps = optim, total_steps, 0
-        self.optimizer = make_adamw(self.trainable(), optim, self.device)
+        self.optimizer = make_adamw(self.trainable(), optim)
 
     def trainable(self) -> list[nn.Parameter]:
         """What the optimizer changes."""
@@ -113,8 +125,10 @@ class Learner:
         if not needs_reference(self.config.objective.kl) or self.config.model.lora is not None:
             return
         reference: Any = load_policy(self.config.model, self.config.seed, self.device).model.eval()
-        reference.load_state_dict(self.model.state_dict())
-        self.reference = reference.to(self.compute_dtype).requires_grad_(False)
+        weights = full_state(self.model)
+        reference.load_state_dict(weights)
+        reference = reference.to(self.compute_dtype).requires_grad_(False)
+        self.reference = self._packed_model(reference, None)
 
     # ---- forward -----------------------------------------------------
 
@@ -122,21 +136,18 @@ class Learner:
         """The transformers model inside: with LoRA, the one peft wraps."""
         return model.get_base_model() if self.config.model.lora is not None else model
 
-    def _hidden(self, model: nn.Module, batch: PackedBatch) -> Tensor:
-        """Last hidden states where the response tokens are predicted [R, E]."""
-        with autocast(self.device, self.compute_dtype):
-            hidden_TE = packed_forward(self.causal_lm(model).model, batch, self.varlen)
-        return hidden_TE[batch.predict_R]
-
-    def _logp(self, model: nn.Module, batch: PackedBatch, hidden_RE: Tensor) -> tuple[Tensor, Tensor]:
-        """(log-prob of each response token under softmax(logits / temperature), entropy), both [R]."""
-        return chunked_logp(
-            hidden_RE.to(self.compute_dtype),
-            self.causal_lm(model).get_output_embeddings().weight,
-            batch.target_R,
+    def _packed_model(self, model: Any, value_head: nn.Linear | None) -> PackedModel:
+        """`model` on packed micro-batches, sharded over the ranks."""
+        packed = PackedModel(
+            model,
+            value_head,
+            varlen=self.varlen,
+            compute_dtype=self.compute_dtype,
             temperature=self.config.rollout.temperature,
             chunk_tokens=self.config.train.logprob_chunk_tokens,
         )
+        shard(packed, self.world, self.config.hardware.distributed)
+        return packed
 
     def _pack(self, sequences: Sequence[TokenSequence]) -> list[PackedBatch]:
         return self.packer.pack(sequences, self.config.train.max_tokens_per_microbatch, self.device)
@@ -144,34 +155,32 @@ class Learner:
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[TokenSequence]) -> list[Tensor]:
         """Log-probs of every response under the present policy, one CPU tensor [T_i] each."""
-        return self._collect(sequences, self.model)
+        return self._collect(sequences, self.packed)
 
     @torch.no_grad()
     def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[Tensor]:
         """The same under the frozen reference."""
         if self.config.model.lora is not None:
             with self.model.disable_adapter():
-                return self._collect(sequences, self.model)
+                return self._collect(sequences, self.packed)
         assert self.reference is not None
         return self._collect(sequences, self.reference)
 
     @torch.no_grad()
     def values(self, sequences: Sequence[TokenSequence]) -> list[Tensor]:
         """V before each token of every response by the value head, one CPU tensor [T_i] each."""
-        return self._collect(sequences, self.model, values=True)
+        return self._collect(sequences, self.packed, values=True)
 
-    def _value(self, hidden_RE: Tensor) -> Tensor:
-        assert self.value_head is not None
-        return self.value_head(hidden_RE.to(self.value_head.weight.dtype))[:, 0]
-
-    def _collect(self, sequences: Sequence[TokenSequence], model: nn.Module, values: bool = False) -> list[Tensor]:
+    def _collect(self, sequences: Sequence[TokenSequence], model: PackedModel, values: bool = False) -> list[Tensor]:
         def found(batch: PackedBatch) -> Tensor:
-            hidden_RE = self._hidden(model, batch)
-            return self._value(hidden_RE) if values else self._logp(model, batch, hidden_RE)[0]
+            logp_R, _, value_R = model(batch, logp=not values)
+            wanted = value_R if values else logp_R
+            assert wanted is not None
+            return wanted
 
         was_training = model.training
         model.eval()  # LoRA dropout belongs to the gradient only
-        out = per_sequence(self._pack(sequences), found)
+        out = per_sequence(self._pack(sequences), found, self.world)
         model.train(was_training)
         return out
 
@@ -331,60 +340,86 @@ class Learner:
         """Back-propagate all micro-batches; return the loss and the token means of the diagnostics. keep: bool, one
         tensor [T_i] each, the tokens that are in the loss; None: all. value_term: of the value head, if there is one;
         its sums are reported as they are."""
-        totals: dict[str, float] = {"loss": 0.0}
+        totals: dict[str, float] = {"loss": 0.0, "tokens": 0.0}
         sums: dict[str, float] = {}
-        tokens = 0
+        not_finite: list[int] = []  # sequences of micro-batches; said when all ranks are through
         for mb in self._pack(sequences):
             counts = torch.bincount(mb.segment_R, minlength=len(mb.sequence_index))
             weight_R = weight_N[mb.sequence_index].to(self.device).repeat_interleave(counts)
             if keep is not None:
                 weight_R = weight_R * mb.flatten(keep)
-            if not len(weight_R) or not bool(weight_R.any()):
-                continue  # nothing in this micro-batch takes part in the loss
-            hidden_RE = self._hidden(self.model, mb)
-            logp_R, entropy_R = self._logp(self.model, mb, hidden_RE)
+            if self.world.size == 1 and not (len(weight_R) and bool(weight_R.any())):
+                continue  # nothing in this micro-batch takes part in the loss; other ranks would wait for it
+            logp_R, entropy_R, value_R = self.packed(mb)
+            assert logp_R is not None
+            assert entropy_R is not None
+            if not mb.sequence_index:
+                (logp_R.sum() if value_R is None else logp_R.sum() + value_R.sum()).backward()
+                continue
             loss_R, diagnostics = token_loss(mb, logp_R, entropy_R)
             # where, not a product: what is left out must not bring a NaN in (0 * NaN is NaN)
             loss = torch.where(weight_R > 0, loss_R * weight_R.to(loss_R.dtype), 0.0).sum()
             if value_term is not None:
-                value_loss, more = value_term(mb, self._value(hidden_RE))
+                assert value_R is not None
+                value_loss, more = value_term(mb, value_R)
                 loss = loss + value_loss
                 for name, tensor in more.items():
                     sums[name] = sums.get(name, 0.0) + float(tensor)
             value = float(loss.detach())
             if not math.isfinite(value):
-                self.optimizer.zero_grad(set_to_none=True)
-                raise NonFiniteError("The loss of a micro-batch", mb.sequence_index)
+                not_finite += mb.sequence_index
             loss.backward()
             totals["loss"] += value
             counted_R = weight_R > 0
-            tokens += int(counted_R.sum())
+            totals["tokens"] += int(counted_R.sum())
             for name, values_R in diagnostics.items():
                 totals[name] = totals.get(name, 0.0) + float((values_R.detach() * counted_R).sum())
-        means = {name: value if name == "loss" else value / max(1, tokens) for name, value in totals.items()}
+        if not_finite := sorted(i for part in self.world.gather(not_finite) for i in part):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteError("The loss of a micro-batch", not_finite)
+        totals, sums = self.world.total(totals), self.world.total(sums)
+        tokens = max(1, int(totals.pop("tokens")))
+        means = {name: value if name == "loss" else value / tokens for name, value in totals.items()}
         return means | sums
 
     # ---- weights and state -------------------------------------------
 
     def weights(self) -> Mapping[str, Tensor]:
-        """The policy's weights by their plain Hugging Face names, LoRA merged. Full fine-tuning: views, not copies."""
+        """The policy's whole weights by their plain Hugging Face names, LoRA merged. One process and full fine-tuning:
+        views, not copies. All ranks must ask."""
         if self.config.model.lora is None:
-            return self.model.state_dict()
+            return full_state(self.model)
         return merged_lora_weights(self.causal_lm(self.model))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next step depends on."""
+        """Everything the next step depends on, in whole tensors. All ranks must ask."""
         state: dict[str, Any] = {
-            "policy": {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad},
-            "optimizer": self.optimizer.state_dict(),
-            "optimizer_steps": self.optimizer_steps,
-            "kl_coef": self.kl_coef,
+            "policy": {n: full(p.detach()) for n, p in self.model.named_parameters() if p.requires_grad},
+            "optimizer": optimizer_state(self.optimizer),
+            **self.plain_state(),
         }
         if self.reference is not None:
-            state["reference"] = self.reference.state_dict()
+            state["reference"] = full_state(self.reference.model)
         if self.value_head is not None:
-            state["value_head"] = self.value_head.state_dict()
+            state["value_head"] = full_state(self.value_head)
         return state
+
+    def plain_state(self) -> dict[str, Any]:
+        """What `tensors` leaves out."""
+        return {"optimizer_steps": self.optimizer_steps, "kl_coef": self.kl_coef}
+
+    def load_plain_state(self, state: Mapping[str, Any]) -> None:
+        self.optimizer_steps, self.kl_coef = state["optimizer_steps"], state["kl_coef"]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every live tensor that the next step depends on, by name, as it lies on this rank."""
+        out = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+        out |= optimizer_tensors(self.optimizer)
+        if self.reference is not None:
+            out |= {f"reference.{n}": p.detach() for n, p in self.reference.model.named_parameters()}
+        if self.value_head is not None:
+            out |= {f"value_head.{n}": p.detach() for n, p in self.value_head.named_parameters()}
+        return out
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -394,14 +429,13 @@ class Learner:
             )
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(state["policy"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.optimizer_steps = state["optimizer_steps"]
-        self.kl_coef = state["kl_coef"]
+                parameter.copy_(like(state["policy"][name], parameter))
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.load_plain_state(state)
         if self.reference is not None:
-            self.reference.load_state_dict(state["reference"])
+            load_full(self.reference.model, state["reference"])
         if self.value_head is not None:
-            self.value_head.load_state_dict(state["value_head"])
+            load_full(self.value_head, state["value_head"])
 
 
 def value_loss_term(batch: TrainingBatch, index: Sequence[int], options: ValueLossOptions) -> ValueTerm:
@@ -425,14 +459,14 @@ def merged_lora_weights(causal_lm: nn.Module) -> dict[str, Tensor]:
     from peft.tuners.lora import LoraLayer
 
     out: dict[str, Tensor] = {}
-    for name, tensor in causal_lm.state_dict().items():
+    for name, tensor in full_state(causal_lm).items():
         if "lora_" not in name:
             out[name.replace(".base_layer.", ".")] = tensor
     for name, module in causal_lm.named_modules():
         if isinstance(module, LoraLayer):
             for adapter in module.active_adapters:
                 weight = out[f"{name}.weight"]
-                delta = module.get_delta_weight(adapter).detach()  # type: ignore[operator]
+                delta = full(module.get_delta_weight(adapter).detach())  # type: ignore[operator]
                 out[f"{name}.weight"] = (weight.to(delta.dtype) + delta).to(
                     torch.promote_types(weight.dtype, delta.dtype)
                 )

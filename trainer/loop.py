@@ -53,11 +53,12 @@ def run_steps(session: Session, state: LoopState) -> None:
     config = session.config
     started = time.monotonic()
     while state.step < config.train.steps:
-        clock = Clock()
+        session.world.state["step"] = state.step + 1
+        clock = Clock(session.world.state)
         position = state.sampler.state_dict()
         with clock("rollout_and_verify_s"):
             rollouts = collect(session, state)
-        if session.stop_requested:  # nothing was learnt from this step yet: give its prompts back
+        if session.should_stop():  # nothing was learnt from this step yet: give its prompts back
             state.sampler.load_state_dict(position)
             save_and_stop(session, state, started)
 
@@ -66,6 +67,8 @@ def run_steps(session: Session, state: LoopState) -> None:
             kept = rollouts.what_is_kept(state.step)
             signals = credit(session, rollouts, kept)
             batch, weighed = weigh(session, kept, signals)
+            responses = [torch.tensor(t.response_ids) for t in kept.trajectories]
+            session.world.check_same("the batch of a step", [*responses, *batch.advantages, batch.included_N])
         metrics = step_metrics(rollouts) | session.staleness(state.step) | weighed
         for name, source_metrics in zip(session.source_names, (s.metrics for s in signals), strict=True):
             metrics |= {f"{name}/{k}": v for k, v in source_metrics.items()}
@@ -103,7 +106,7 @@ def run_steps(session: Session, state: LoopState) -> None:
         session.folder.append_timings(state.step, timings)
         session.display.update(state.step, metrics, timings)
 
-        if session.stop_requested:
+        if session.should_stop():
             save_and_stop(session, state, started)
         if due(config.checkpoint.every_steps, state.step, config.train.steps):
             state.wall_seconds += time.monotonic() - started
@@ -125,6 +128,7 @@ def due(every: int | None, step: int, last: int) -> bool:
 def save_and_stop(session: Session, state: LoopState, started: float) -> None:
     state.wall_seconds += time.monotonic() - started
     path = session.save(state)
+    session.finish_saving(state.best[1] if state.best else None)
     raise StopRequested(f"stopped by SIGTERM after step {state.step}; saved {path}; the same command resumes")
 
 
@@ -244,15 +248,17 @@ def check_finite(batch: TrainingBatch) -> None:
 
 
 class Clock:
-    """Seconds per phase of one step."""
+    """Seconds per phase of one step. state: where the present phase is said, for other ranks to see."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: dict[str, Any] | None = None) -> None:
+        self._state = {} if state is None else state
         self.seconds: dict[str, float] = {}
         self._started = time.monotonic()
         self._phase = ""
 
     def __call__(self, phase: str) -> Clock:
         self._phase, self._phase_started = phase, time.monotonic()
+        self._state["phase"] = phase.removesuffix("_s")
         return self
 
     def __enter__(self) -> None:

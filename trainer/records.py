@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from rollout.world import is_first_process
 from verifiers.errors import RunError
 
 if TYPE_CHECKING:
@@ -164,6 +165,16 @@ class RunFolder:
             self._writer.flush()
 
 
+class NoRecords(RunFolder):
+    """Of the ranks beside the first: nothing is written, what is read is the same."""
+
+    def _silent(self, *_: Any, **__: Any) -> None:
+        pass
+
+    open = append_metrics = append_timings = write_trajectories = append_warm_start = _silent  # type: ignore[assignment]
+    write_evaluation = write_summary = truncate_after = _silent  # type: ignore[assignment]
+
+
 def _summary_writer(path: Path, purge_step: int) -> SummaryWriter:
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -285,7 +296,10 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def check_writable(path: Path, min_free_mb: int) -> None:
-    """Raise `RunError` unless a file can be written at `path` and `min_free_mb` are free. Leaves nothing behind."""
+    """Raise `RunError` unless a file can be written at `path` and `min_free_mb` are free. Leaves nothing behind. Of
+    several ranks the first one checks."""
+    if not is_first_process():
+        return
     made: list[Path] = []
     with disk_errors(path):
         try:

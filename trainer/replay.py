@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rollout.sharding import full_state
 from rollout.trajectory import Finish, Trajectory
 from trainer.checkpoint import export_hf
 from trainer.config import KLConfig
@@ -26,16 +27,21 @@ if TYPE_CHECKING:
 
 def write_bundle(session: Session, step: int, batch: TrainingBatch) -> Path:
     folder = session.prepared.run_path / "bundles" / f"step-{step:06d}"
+    learner, is_main = session.learner, session.world.is_main
     (folder / "hf").mkdir(parents=True, exist_ok=True)
-    export_hf(folder / "hf", session.learner, session.prepared.tokenizer)
+    export_hf(folder / "hf", learner, session.prepared.tokenizer)
+    value_head = None if learner.value_head is None else full_state(learner.value_head)
+    reference = None if learner.reference is None else full_state(learner.reference.model)
+    if not is_main:
+        return folder
     trajectories = [asdict(t) | {"finish": str(t.finish)} for t in batch.trajectories]
     content = {"trajectories": trajectories, "advantages": batch.advantages, "included": batch.included_N,
                "values": batch.values, "returns": batch.returns}  # fmt: skip
     torch.save(content, folder / "batch.pt")
-    if session.learner.value_head is not None:
-        torch.save(session.learner.value_head.state_dict(), folder / "value_head.pt")
-    if session.learner.reference is not None:
-        torch.save(session.learner.reference.state_dict(), folder / "reference.pt")
+    if value_head is not None:
+        torch.save(value_head, folder / "value_head.pt")
+    if reference is not None:
+        torch.save(reference, folder / "reference.pt")
     shutil.copy(session.prepared.run_path / "resolved.yaml", folder / "resolved.yaml")
     return folder
 
@@ -61,7 +67,7 @@ def replay(bundle: Path) -> list[str]:
     learner = Learner(config, load_policy(model, config.seed, device), device)
     learner.freeze_reference()
     if learner.reference is not None:
-        learner.reference.load_state_dict(torch.load(reference, weights_only=True))
+        learner.reference.model.load_state_dict(torch.load(reference, weights_only=True))
     if learner.value_head is not None:
         learner.value_head.load_state_dict(torch.load(bundle / "value_head.pt", weights_only=True))
     saved = torch.load(bundle / "batch.pt", weights_only=True)

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from data.example import Example
@@ -26,9 +27,11 @@ from data.filters import by_pass_rate, by_repetition
 from data.sampler import Sampler
 from prm.cotrained import CoTrained, ModelSetup
 from prm.signal import SOURCES, Source, SourceContext
-from rollout.engine import ENGINES, Engine, Prompt, SamplingParams, derive_seed
+from rollout.engine import ENGINES, Engine, Prompt, SamplingParams, SharedEngine, derive_seed
 from rollout.models import DTYPES, load_policy
+from rollout.packing import Packer
 from rollout.trajectory import Trajectory
+from rollout.world import World, join_world
 from trainer.advantages.base import ADVANTAGES
 from trainer.checkpoint import (
     checkpoint_step,
@@ -47,9 +50,11 @@ from trainer.evaluate import Estimate, evaluate, verify_trajectories
 from trainer.learner import Learner
 from trainer.loop import LoopState, StopRequested, run_steps
 from trainer.preflight import derived_numbers, prepare
-from trainer.records import RunFolder
+from trainer.records import NoRecords, RunFolder
 from trainer.shaping.base import SHAPINGS, Shaping
+from trainer.sharded_checkpoint import ShardedWriter
 from trainer.warm_start import warm_start
+from trainer.watchdog import Watchdog
 from verifiers.errors import ConfigError, RunError
 from verifiers.options import Options, parse_options
 from verifiers.verdict import Status, Verdict
@@ -71,8 +76,8 @@ def choose_device(config: Config) -> torch.device:
     return torch.device(kind)
 
 
-def model_setup(config: Config, device: torch.device) -> ModelSetup:
-    """How models beside the policy are made and run in this recipe."""
+def model_setup(config: Config, device: torch.device, world: World | None = None) -> ModelSetup:
+    """How models beside the policy are made and run in this recipe. world: the ranks that share the work."""
     return ModelSetup(
         config.model,
         config.seed,
@@ -82,6 +87,8 @@ def model_setup(config: Config, device: torch.device) -> ModelSetup:
         config.train.logprob_chunk_tokens,
         config.rollout.temperature,
         config.train.steps,
+        Packer(world),
+        config.hardware.distributed,
     )
 
 
@@ -104,7 +111,7 @@ class Session:
     """The parts of one run. Use as a context manager; closing frees engine, verifier processes and display.
 
     weights: evaluate or train from these weights (a checkpoint folder, an HF folder or a hub id) instead of the
-    recipe's.
+    recipe's. Under torchrun it is one of several: all make theirs, and do the same (see `rollout.world`).
     """
 
     def __init__(self, config: Config, weights: str | None = None):
@@ -112,6 +119,13 @@ class Session:
             config = with_weights(config, weights)
         self.config = config
         self.device = choose_device(config)
+        distributed = config.hardware.distributed
+        self.world = join_world(
+            self.device.type, replicas=distributed.replicas, timeout_s=distributed.exchange_timeout_s
+        )
+        if self.device.type == "cuda" and self.world.size > 1:
+            self.device = torch.device("cuda", self.world.local_rank)
+        self.writer = ShardedWriter(self.world) if self.world.size > 1 else None
         if self.device.type == "cpu":
             torch.use_deterministic_algorithms(True, warn_only=True)
             # the mode would also fill every new tensor; nothing here reads what it did not write
@@ -122,10 +136,11 @@ class Session:
         self.stop_requested = False
         self.stale: StaleWeights | None = None
         self.train_examples: list[Example] = self.prepared.train
-        self.display = Display(config.train.steps, live=None)
-        self.folder = RunFolder(self.prepared.run_path, tensorboard=config.record.tensorboard)
+        self.display = Display(config.train.steps, live=None, silent=not self.world.is_main)
+        records = RunFolder if self.world.is_main else NoRecords
+        self.folder = records(self.prepared.run_path, tensorboard=config.record.tensorboard)
         policy = load_policy(config.model, config.seed, self.device)
-        setup = model_setup(config, self.device)
+        setup = model_setup(config, self.device, self.world)
         self.learner = Learner(config, policy, self.device, setup.packer)
         self.critic = make_critic(config, setup, self.learner)
         self.engine: Engine = ENGINES.get(config.rollout.engine, key="rollout.engine")(
@@ -139,6 +154,8 @@ class Session:
             max_response_tokens=max(config.rollout.max_response_tokens, config.eval.max_response_tokens or 0),
             max_rows=config.rollout.max_rows,
         )
+        if self.world.size > 1:
+            self.engine = SharedEngine(self.engine, self.world)
         context = SourceContext(
             self.prepared.runner,
             policy.tokenizer,
@@ -216,7 +233,8 @@ class Session:
 
     def evaluate_set(self, name: str) -> tuple[dict[str, Estimate], dict[str, float], list[tuple[Trajectory, Verdict]]]:
         prepared = self.prepared
-        return evaluate(self.config, self.engine, prepared.runner, prepared.evals[name], prepared.prompt_ids, name)
+        return evaluate(self.config, self.engine, prepared.runner, prepared.evals[name], prepared.prompt_ids, name,
+                        self.world)  # fmt: skip
 
     def evaluate_all(self, state: LoopState) -> dict[str, float]:
         """Evaluate every set with the present weights; remember and return the metrics."""
@@ -251,7 +269,12 @@ class Session:
         sampling = SamplingParams(rollout.max_response_tokens, rollout.temperature, rollout.top_p, tuple(rollout.stop))
         seed = derive_seed(self.config.seed, "difficulty")
         trajectories = self.engine.generate(prompts, band.probe_samples, sampling, seed)
-        verdicts = verify_trajectories(self.prepared.runner, trajectories, [examples[t.group] for t in trajectories])
+
+        def judged(index: list[int]) -> list[Verdict]:
+            chosen = [trajectories[i] for i in index]
+            return verify_trajectories(self.prepared.runner, chosen, [examples[t.group] for t in chosen])
+
+        verdicts = self.world.shared_work(range(len(trajectories)), judged)
         correct = dict.fromkeys([e.id for e in examples], 0)
         for trajectory, verdict in zip(trajectories, verdicts, strict=True):
             correct[trajectory.example_id] += verdict.status is Status.CORRECT
@@ -283,17 +306,25 @@ class Session:
             "stale": {"step": self.stale.step, "weights": self.stale.weights} if self.stale is not None else None,
         }
         meta = {"evaluations": {str(s): m for s, m in state.evaluations.items()}, "recipe": self.config.recipe}
-        path = save_checkpoint(
-            self.checkpoint_folder,
-            state.step,
-            self.learner,
-            self.learner.policy.tokenizer,
-            content,
-            meta,
-            self.models(),
-        )
-        prune(self.checkpoint_folder, self.config.checkpoint.keep_last, state.best[1] if state.best else None)
-        return path
+        best = state.best[1] if state.best else None
+        what = (self.checkpoint_folder, state.step, self.learner, self.learner.policy.tokenizer, content, meta,
+                self.models())  # fmt: skip
+        if self.writer is None:
+            path = save_checkpoint(*what)
+            prune(self.checkpoint_folder, self.config.checkpoint.keep_last, best)
+            return path
+        self.finish_saving(best)
+        self.writer.start(*what)
+        return self.checkpoint_folder / f"step-{state.step:06d}"
+
+    def finish_saving(self, best: int | None) -> None:
+        """Wait for a checkpoint that is being written in the background."""
+        if self.writer is not None and self.writer.finish() is not None and self.world.is_main:
+            prune(self.checkpoint_folder, self.config.checkpoint.keep_last, best)
+
+    def should_stop(self) -> bool:
+        """Whether any rank was asked to. All ranks must ask."""
+        return self.world.any(self.stop_requested)
 
     def restore(self, path: Path) -> LoopState:
         """The exact state of a checkpoint."""
@@ -344,32 +375,53 @@ def train(config: Config) -> Path:
 
     Raises `AssayError` subclasses for everything a user can act on, and `StopRequested` after saving on SIGTERM.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("Several processes were started, and this version trains in one.", where="WORLD_SIZE",
-                          why="every process would train the same model on its own",
-                          fix="start one process: assay train RECIPE")  # fmt: skip
-    with Session(config) as session:
-        state = resume(session)
-        _install_sigterm(session)
-        derived = derived_numbers(session.prepared)
-        session.folder.open(config, to_yaml(config), derived)
-        session.display.table(render_table(derived))
-        for line in session.prepared.lines:
-            session.display.note(line)
-        if state is None:
-            state = start(session)
-        else:
-            session.folder.truncate_after(state.step)
-            session.display.note(f"resumed after step {state.step}")
-        run_steps(session, state)
-        session.folder.write_summary(summary(session, state))
-        return session.prepared.run_path
+    with Session(config) as session, Watchdog(session.world, config.hardware.distributed.silence_timeout_s) as watchdog:
+        try:
+            return _train(session)
+        except RuntimeError as error:
+            if session.world.size == 1 or not is_lost_peer(error):
+                raise
+            raise RunError(
+                f"An exchange with the other ranks failed: {str(error).splitlines()[0][:300]}",
+                where=f"rank {session.world.rank}, {session.world.state.get('phase', 'start')}; {watchdog.report()}",
+                why="a rank died, hangs, or was cut off; its own message is in its log",
+                fix="start the same command again: it resumes from the last checkpoint",
+            ) from error
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether an error of torch says that another rank is gone or late."""
+    return isinstance(error, dist.DistError) or any(
+        word in str(error).lower() for word in ("gloo", "nccl", "connection", "timed out", "store")
+    )
+
+
+def _train(session: Session) -> Path:
+    config = session.config
+    state = resume(session)
+    _install_sigterm(session)
+    derived = derived_numbers(session.prepared)
+    session.folder.open(config, to_yaml(config), derived)
+    session.display.table(render_table(derived))
+    for line in session.prepared.lines:
+        session.display.note(line)
+    if state is None:
+        state = start(session)
+    else:
+        session.folder.truncate_after(state.step)
+        session.display.note(f"resumed after step {state.step}")
+    run_steps(session, state)
+    session.finish_saving(state.best[1] if state.best else None)
+    session.folder.write_summary(summary(session, state))
+    return session.prepared.run_path
 
 
 def resume(session: Session) -> LoopState | None:
     """The state of the newest checkpoint, or None to start afresh (run.resume decides what is allowed)."""
-    remove_partial(session.checkpoint_folder)
-    found = list_checkpoints(session.checkpoint_folder)
+    if session.world.is_main:
+        remove_partial(session.checkpoint_folder)
+    session.world.barrier()
+    found = session.world.from_main(lambda: list_checkpoints(session.checkpoint_folder))
     mode, path = session.config.run.resume, session.prepared.run_path
     if mode == "never" and (found or (path / "metrics.jsonl").exists()):
         raise RunError("The run folder is not empty.", where=str(path), why="run.resume=never protects earlier results",

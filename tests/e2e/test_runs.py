@@ -155,14 +155,6 @@ def test_a_non_finite_step_leaves_a_bundle_that_replays(
     assert any("reproduced" in line for line in lines)
 
 
-def test_several_processes_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert run(tmp_path) == 2
-    assert "one" in capsys.readouterr().err
-
-
 def test_eval_of_a_checkpoint_repeats_the_runs_own_evaluation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,7 +100,7 @@ def test_a_scalar_head_read_after_sees_the_token_and_nothing_later():
     model = CoTrained(model_setup(config), "scalar", None, read="after")
     sharpen(model.trunk)
     before = CoTrained(model_setup(config), "scalar", None)
-    before.trunk, before.head = model.trunk, model.head
+    before.packed.model, before.packed.head = model.packed.model, model.packed.head
 
     def values(of: CoTrained, *ids: int) -> torch.Tensor:
         return of.outputs([trajectory([7, 8], list(ids))])[0]

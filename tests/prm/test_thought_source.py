@@ -13,6 +13,7 @@ from prm.judge.base import ReplyStatus
 from prm.signal import SOURCES, Kept
 from prm.tp_grpo import ThoughtSource
 from rollout.trajectory import Finish
+from rollout.world import World
 from tests.helpers import CPU, EOS, tokenizer, trajectory
 from tests.prm.test_judge_openai import BAD, SLOW, ServerProcess
 from trainer.advantages.base import ADVANTAGES, AdvantageInputs
@@ -32,7 +33,7 @@ def source():
     def make(*script, judge=None, **options):
         part = judge or {"kind": SCRIPTED, "script": list(script)}
         values = {"judge": part, "answer": "last_step", "steps": {"separator": "line"}, **options}
-        context = SimpleNamespace(runner=None, tokenizer=tokenizer(), device=CPU, seed=0)
+        context = SimpleNamespace(runner=None, tokenizer=tokenizer(), device=CPU, seed=0, world=World())
         made.append(ThoughtSource(parse_options(ThoughtSource.Options, values), context))
         return made[-1]
 

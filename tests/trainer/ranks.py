@@ -45,7 +45,7 @@ def make_objective(policy: Any, kind: str, reduce: str, max_tokens: int = 4096) 
         "train.max_tokens_per_microbatch": max_tokens,
     }
     learner = Learner(make_config(overrides), policy, CPU)
-    learner.compute_dtype = torch.float64
+    learner.compute_dtype = learner.packed.compute_dtype = torch.float64
     return learner
 
 

@@ -6,6 +6,7 @@ from data.example import Example, Message
 from data.sampler import Sampler
 from prm.rule import RuleSource
 from rollout.trajectory import Finish
+from rollout.world import World
 from tests.helpers import make_config, make_engine, source_context, tiny_model, trajectory
 from trainer.advantages.base import ADVANTAGES
 from trainer.collect import collect, in_band, wanted_groups
@@ -84,6 +85,7 @@ class Session:
             "rollout": {"prompts_per_step": 2, "samples_per_prompt": 2, "max_response_tokens": 6, "keep": keep},
             "objective.zero_variance": {"drop": False},
         })  # fmt: skip
+        self.world = World()
         self.train_examples = EXAMPLES
         self.prepared = self
         self.prompt_ids = {e.id: [5, 6, 7 + i] for i, e in enumerate(EXAMPLES)}

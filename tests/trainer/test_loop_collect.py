@@ -10,6 +10,7 @@ from data.sampler import Sampler
 from prm.rule import RuleSource
 from prm.signal import Signal
 from rollout.engine import Prompt, SamplingParams
+from rollout.world import World
 from tests.helpers import make_config, make_engine, source_context, tiny_model
 from trainer.advantages.base import ADVANTAGES
 from trainer.collect import collect
@@ -67,6 +68,7 @@ def session(runner, make_sources, max_refills=0, advantage="grpo"):
     source = RuleSource(RuleSource.Options(truncated="judge"), source_context(runner))
     return SimpleNamespace(
         config=make_config(overrides),
+        world=World(),
         train_examples=EXAMPLES,
         prepared=SimpleNamespace(prompt_ids={e.id: [5, 6, 7 + i] for i, e in enumerate(EXAMPLES)}),
         engine=make_engine(tiny_model(), max_rows=4),

@@ -1,0 +1,109 @@
+"""FSDP2 for the policy and for every model beside it: what shards a model, and plain tensors in and out of it.
+
+A process alone is the same code: nothing is sharded, and the functions hand the tensors through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from rollout.options import ShardingOptions
+from rollout.packed_model import PackedModel
+from rollout.world import World
+
+
+def shard(model: PackedModel, world: World, options: ShardingOptions) -> None:
+    """Spread the parameters of `model` over the ranks, in place: each of its transformer layers is a unit that is
+    gathered when it runs, in the compute dtype; what is left (embeddings, norms, the vocabulary's head) is gathered
+    with the model itself, and the head of one number stays in its own dtype.
+
+    Gradients are summed over the ranks, not averaged: the weights of the losses count the whole batch. They are reduced
+    in float32. With two copies or more (`hardware.distributed.replicas`) each copy is sharded over its own ranks.
+    """
+    if world.mesh is None:
+        return
+    mesh = world.mesh["shard"] if world.mesh.size(0) == 1 else world.mesh
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if options.offload else OffloadPolicy()
+    how: dict[str, Any] = {"mesh": mesh, "offload_policy": offload}
+    if model.head is not None:
+        fully_shard(model.head, reshard_after_forward=True, **how)
+    if model.compute_dtype == torch.bfloat16:
+        how["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for layer in transformer_layers(model):
+        fully_shard(layer, reshard_after_forward=options.reshard_after_forward, **how)
+    # given back at once, also at the root: a forward without a backward would leave weights that an optimizer step or
+    # a checkpoint does not reach
+    fully_shard(model, reshard_after_forward=True, **how)
+    for unit in model.modules():
+        if isinstance(unit, FSDPModule):
+            unit.set_gradient_divide_factor(1.0)
+            unit.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+
+
+def transformer_layers(module: nn.Module) -> list[nn.Module]:
+    """The longest list of blocks in it."""
+    lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
+    return list(max(lists, key=len)) if lists else []
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole tensor, on every rank. All ranks must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def full_state(module: nn.Module) -> dict[str, Tensor]:
+    """`state_dict` in whole tensors. All ranks must ask."""
+    return {name: full(tensor.detach()) for name, tensor in module.state_dict().items()}
+
+
+def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor that every rank holds, placed as `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return tensor
+    whole = tensor.to(parameter.device)
+    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def load_full(module: nn.Module, weights: Mapping[str, Tensor], strict: bool = True) -> tuple[list[str], list[str]]:
+    """`load_state_dict` of whole tensors: (missing, unexpected) names."""
+    own = module.state_dict()
+    placed = {name: like(tensor, own[name]) if name in own else tensor for name, tensor in weights.items()}
+    missing, unexpected = module.load_state_dict(placed, strict=strict)
+    return missing, unexpected
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """`state_dict` in whole tensors. All ranks must ask."""
+    state = optimizer.state_dict()
+    return state | {"state": {i: {n: full(v) if isinstance(v, Tensor) else v for n, v in entry.items()}
+                              for i, entry in state["state"].items()}}  # fmt: skip
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The live state of an AdamW by name, made if no step was taken yet."""
+    out: dict[str, Tensor] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, parameter in enumerate(parameters):
+        state = optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        out |= {f"optimizer.{i}.{name}": tensor.detach() for name, tensor in state.items()}
+    return out
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Restore what `optimizer_state` gave, on any number of ranks."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    placed = {
+        i: {n: like(v, parameters[i]) if isinstance(v, Tensor) and v.ndim else v for n, v in entry.items()}
+        for i, entry in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": placed})

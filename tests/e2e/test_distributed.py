@@ -1,0 +1,109 @@
+"""Real runs of several processes under torchrun: the same as one process, and whole after a fault."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rollout.models import read_weights
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+SMALL = ["warm_start.steps=10", "rollout.prompts_per_step=6", "eval.every_steps=null",
+         "data.eval.0.source.max_examples=8", "hardware.threads=1", "checkpoint.every_steps=2",
+         "checkpoint.keep_last=9"]  # fmt: skip
+RECIPES = {
+    "quickstart": [],
+    "prime_chain": [],
+    "quickstart-ppo-shared": ["objective=ppo_shared"],
+}
+
+
+def run(ranks, folder, recipe, *overrides):
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    name = recipe.split("-", maxsplit=1)[0]
+    command = [*launcher, "-m", "trainer.train", f"recipe={name}", f"run.dir={folder.parent}", f"name={folder.name}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *SMALL, *overrides], env=environment, capture_output=True, text=True, timeout=900)
+
+
+def finished(ranks, folder, recipe, *overrides):
+    done = run(ranks, folder, recipe, *overrides)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def continued_with(start, name, ranks, recipe, steps=4):
+    """A copy of the run `start`, carried on to `steps` by so many ranks."""
+    folder = start.parent / name
+    subprocess.run(["cp", "-r", str(start), str(folder)], check=True)
+    resolved = folder / "resolved.yaml"
+    resolved.write_text(resolved.read_text().replace(f"name: {start.name}\n", f"name: {name}\n"))
+    return finished(ranks, folder, recipe, f"train.steps={steps}", "run.resume=must", *RECIPES[recipe])
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def model_folders(checkpoint):
+    return [p.parent for p in sorted(checkpoint.rglob("model.safetensors"))]
+
+
+def assert_same_run(one: Path, other: Path, tolerance: float):
+    for a, b in zip(metrics(one), metrics(other), strict=True):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            # norms and other sums grow with the model: their tolerance is relative
+            assert b[name] == pytest.approx(value, abs=tolerance, rel=tolerance), (a["step"], name)
+    last = sorted((one / "checkpoints").iterdir())[-1].name
+    folders = [p.relative_to(one) for p in model_folders(one / "checkpoints" / last)]
+    assert folders
+    for folder in folders:
+        first, second = read_weights(one / folder), read_weights(other / folder)
+        assert first.keys() == second.keys()
+        for name, tensor in first.items():
+            assert float((tensor - second[name]).abs().max()) <= tolerance, (folder, name)
+
+
+@pytest.fixture(scope="module", params=list(RECIPES))
+def start(request, tmp_path_factory):
+    """(recipe, a run of one process after two steps)."""
+    folder = tmp_path_factory.mktemp("runs") / "start"
+    return request.param, finished(1, folder, request.param, "train.steps=2", *RECIPES[request.param])
+
+
+@pytest.fixture(scope="module")
+def alone(start):
+    recipe, folder = start
+    return continued_with(folder, "alone", 1, recipe)
+
+
+def test_two_ranks_compute_what_one_does(start, alone):
+    recipe, folder = start
+    two = continued_with(folder, "two", 2, recipe)
+    assert (two / "checkpoints" / "step-000004" / "sharded").is_dir()
+    assert_same_run(alone, two, tolerance=1e-6)
+
+
+def test_what_two_ranks_saved_goes_on_with_one_and_with_four(start, alone):
+    recipe, folder = start
+    two = continued_with(folder, "saved-by-two", 2, recipe)
+    longer = continued_with(alone, "alone-longer", 1, recipe, steps=6)
+    for ranks in (1, 4):
+        assert_same_run(longer, continued_with(two, f"on-{ranks}", ranks, recipe, steps=6), tolerance=1e-6)
+
+
+def test_a_launch_without_rendezvous_says_how_to_start(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k not in ("MASTER_ADDR", "MASTER_PORT")}
+    command = [sys.executable, "-m", "trainer.train", "recipe=quickstart", f"run.dir={tmp_path}"]
+    done = subprocess.run(command, env=environment | {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"},
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert done.returncode == 2
+    assert "MASTER_ADDR" in done.stderr
+    assert "torchrun" in done.stderr

@@ -1,0 +1,140 @@
+"""Checkpoints of several ranks: each writes its own shards, in the background, and any number of ranks reads them.
+
+    checkpoints/step-000020/
+        sharded/      weights and optimizer state of the policy and of all models beside it (torch distributed
+                      checkpoint)
+        state.pt, meta.json, hf/, critic/, sources/      as in `trainer.checkpoint`, written by rank 0
+
+The weights are copied when `start` is called, so that training goes on while they are written. The folder gets its name
+in `finish`, when every rank has written all of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
+from transformers import PreTrainedTokenizerBase
+
+from prm.cotrained import CoTrained
+from rollout.models import save_weights
+from rollout.world import World
+from trainer.checkpoint import disk_error, export_hf, flush_and_name, rng_state
+from trainer.learner import Learner
+from verifiers.errors import RunError
+
+FOLDER = "sharded"
+
+
+def tensors(learner: Learner, models: Mapping[str, CoTrained]) -> dict[str, Tensor]:
+    """Everything with a place on the ranks, live, by name: what is saved, and what a checkpoint is read into."""
+    out = {f"policy.{name}": tensor for name, tensor in learner.tensors().items()}
+    for folder, model in models.items():
+        out |= {f"{folder}.{name}": tensor for name, tensor in model.tensors().items()}
+    return out
+
+
+def read_tensors(path: Path, learner: Learner, models: Mapping[str, CoTrained]) -> None:
+    """Fill the live tensors with those of `path`, in place. Raises what torch raises for a damaged folder."""
+    with torch.no_grad():
+        load(tensors(learner, models), checkpoint_id=path / FOLDER, no_dist=not dist.is_initialized())
+
+
+class ShardedWriter:
+    """Writes one checkpoint at a time."""
+
+    def __init__(self, world: World):
+        self.world = world
+        # collectives of the background thread, apart from those of the training
+        self._group: Any = dist.new_group(backend="gloo")
+        self._finish: Callable[[], Path] | None = None
+
+    def start(
+        self,
+        folder: Path,
+        step: int,
+        learner: Learner,
+        tokenizer: PreTrainedTokenizerBase,
+        state: dict[str, Any],
+        meta: dict[str, Any],
+        models: Mapping[str, CoTrained],
+    ) -> None:
+        """Copy all state and begin to write `folder`/step-XXXXXX. All ranks call it, with the one before finished."""
+        assert self._finish is None
+        final = folder / f"step-{step:06d}"
+        partial = folder / f".partial-{final.name}"
+        if self.world.from_main(lambda: (final / "meta.json").exists()):
+            return
+        failed: list[OSError] = []
+        if self.world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+            (partial / "hf").mkdir(parents=True)
+        self.world.barrier()
+        written = async_save(tensors(learner, models), checkpoint_id=partial / FOLDER, process_group=self._group)
+        exports = {name: model.weights() for name, model in models.items()}  # gathered by all, written by one
+        policy = learner.weights()
+        thread: threading.Thread | None = None
+        if self.world.is_main:
+            content = {"learner": learner.plain_state(), "rng": rng_state(), **state,
+                       "models": {name: model.plain_state() for name, model in models.items()}}  # fmt: skip
+            torch.save(content, partial / "state.pt")
+            exports = {name: {n: t.detach().cpu().clone() for n, t in w.items()} for name, w in exports.items()}
+            policy = {n: t.detach().cpu().clone() for n, t in policy.items()}
+
+            def export() -> None:
+                try:
+                    export_hf(partial / "hf", learner, tokenizer, policy)
+                    for name, weights in exports.items():
+                        (partial / name).mkdir(parents=True)
+                        models[name].export_config(partial / name)
+                        save_weights(models[name].exported(weights), partial / name)
+                except OSError as error:
+                    failed.append(error)
+
+            thread = threading.Thread(target=export, name="assay-checkpoint")
+            thread.start()
+
+        def finish() -> Path:
+            failure = _failure(written)
+            if thread is not None:
+                thread.join()
+            problems = [f for f in self.world.gather(failure or (str(failed[0]) if failed else None)) if f]
+            if problems:
+                if self.world.is_main:
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise disk_error(failed[0], final) if failed else RunError(
+                    f"The checkpoint could not be written: {problems[0]}.", where=str(final),
+                    why="earlier checkpoints are untouched", fix="free disk space and resume")  # fmt: skip
+            if self.world.is_main:
+                (partial / "meta.json").write_text(json.dumps({"step": step, **meta}, indent=1, sort_keys=True) + "\n")
+                flush_and_name(partial, final)
+            self.world.barrier()
+            return final
+
+        self._finish = finish
+
+    def finish(self) -> Path | None:
+        """Wait until the checkpoint begun is whole, and name it; None if there is none. All ranks call it. Raises
+        `RunError` on a full disk, leaving the older checkpoints as they were."""
+        if self._finish is None:
+            return None
+        finish, self._finish = self._finish, None
+        return finish()
+
+
+def _failure(written: Any) -> str | None:
+    try:
+        written.result()
+    except (OSError, RuntimeError, CheckpointException) as error:
+        return str(error).splitlines()[0]
+    return None
