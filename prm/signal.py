@@ -186,6 +186,12 @@ class Source:
     def __init__(self, options: Any, context: SourceContext):
         self.options, self.context = options, context
 
+    @property
+    def bears_overlap(self) -> bool:
+        """Whether it may judge the next step's rollouts in another thread, and leaves the engine alone, while this step
+        is learnt (`train.overlap`). A judge with a model that learns may not."""
+        return self.phase == "credit" or not self.models()
+
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
         """Called once, before the first step, with the policy's weights after the warm start (plain Hugging Face
         names). Models that begin as the policy copy them."""

@@ -204,6 +204,11 @@ class StepPrm(StepSource):
             for t, s, values in zip(trajectories, steps, labels, strict=True)
         ]
 
+    @property
+    def bears_overlap(self) -> bool:
+        """Not if prefixes are completed by the policy between the steps."""
+        return self.options.update_every is None or self.options.labels == "oracle"
+
     def scores(self, kept: Kept, steps: Sequence[Steps]) -> list[Tensor]:
         probabilities = self.scorer.probabilities(kept.trajectories)
         return [p_T[s.last_tokens] for p_T, s in zip(probabilities, steps, strict=True)]

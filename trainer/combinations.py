@@ -41,7 +41,7 @@ def warnings(config: Config) -> list[str]:
     if several > 1 and loss == "reinforce":
         out.append(f"objective.loss.kind=reinforce has no ratio: after the first of the {several} optimizer steps on a "
                    "batch its gradient is biased")  # fmt: skip
-    if (several > 1 or config.train.max_stale_steps) and advantage == "opo":
+    if (several > 1 or config.train.max_stale_steps or config.train.overlap) and advantage == "opo":
         out.append("objective.advantage.kind=opo is meant for on-policy training: one optimizer step on a fresh batch")
     kl = config.objective.kl
     if kl.coef > 0 and kl.place == "loss" and kl.estimator == "k1" and kl.gradient == "estimator":

@@ -293,13 +293,16 @@ class WarmStartConfig(Options):
 class TrainConfig(Options):
     """minibatches_per_step: parts of whole groups that a batch of rollouts is split into, one optimizer step each.
     epochs_per_batch: how often all of them are gone through. max_stale_steps: rollouts may come from weights up to so
-    many steps old; the engine gets new ones every max_stale_steps + 1 steps. shuffle_rewards is a control for
-    experiments: outcomes are permuted among the trajectories of a step, so that nothing can be learnt from them."""
+    many steps old; the engine gets new ones every max_stale_steps + 1 steps. overlap: the rollouts of a step are made
+    while the step before is learnt, from the weights before its update, in a process of their own. shuffle_rewards is a
+    control for experiments: outcomes are permuted among the trajectories of a step, so that nothing can be learnt from
+    them."""
 
     steps: int = Field(ge=0)
     minibatches_per_step: int = Field(default=1, ge=1)
     epochs_per_batch: int = Field(default=1, ge=1)
     max_stale_steps: int = Field(default=0, ge=0)
+    overlap: bool = False
     max_tokens_per_microbatch: int = Field(ge=1)
     logprob_chunk_tokens: int = Field(default=1024, ge=1)
     shuffle_rewards: bool = False
@@ -426,6 +429,11 @@ class Config(Options):
         if groups % self.train.minibatches_per_step:
             raise ValueError(f"train.minibatches_per_step={self.train.minibatches_per_step} must divide "
                              f"rollout.prompts_per_step={groups}")  # fmt: skip
+        if self.train.overlap and self.train.max_stale_steps:
+            raise ValueError("train.overlap and train.max_stale_steps both make rollouts old: set one of them")
+        if self.train.overlap and self.objective.mismatch.kind == "none":
+            raise ValueError("train.overlap trains on samples of the policy before the last update: set "
+                             "objective.mismatch.kind=truncated (or zeroed, bypass)")  # fmt: skip
         if self.train.max_stale_steps and self.objective.mismatch.kind == "none":
             raise ValueError(f"train.max_stale_steps={self.train.max_stale_steps} trains on samples of an older "
                              "policy: set objective.mismatch.kind=truncated (or zeroed, bypass) or "

@@ -83,7 +83,7 @@ def memory_mb(
     - gradients: trained parameters in the master dtype; optimizer: two such (AdamW).
     - reference: P in the compute dtype, if the objective needs one and there is no LoRA (else the base model serves).
     - critic: P in the master dtype with gradients and optimizer, if there is one (its head is small).
-    - stale_weights: P in the master dtype, what the engine samples from, if rollouts may be stale.
+    - stale_weights: P in the master dtype, what the engine samples from, if rollouts may be stale or made ahead.
     - engine_weights: P in the rollout dtype (the engine keeps its own fused copy).
     - kv_cache: max_rows * (max prompt + max response) * L * 2 * kv_width in the rollout dtype; an upper bound, since
       samples share their prompt.
@@ -114,7 +114,7 @@ def memory_mb(
         "optimizer": 2 * trained * master,
         "reference": num_parameters * compute if needs_copy else 0,
         "critic": 4 * num_parameters * master if config.critic is not None and config.critic.trunk == "own" else 0,
-        "stale_weights": num_parameters * master if train.max_stale_steps else 0,
+        "stale_weights": num_parameters * master if train.max_stale_steps or train.overlap else 0,
         "engine_weights": num_parameters * engine,
         "kv_cache": rollout.max_rows * longest * num_layers * 2 * kv_width * engine,
         "activations": kept_values * compute,

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 class LoopState:
     """What a checkpoint must hold beside the models. step: optimizer rounds done. evaluations: {step: {metric:
     estimate}}.
-    best: (value, step) of checkpoint.best_by."""
+    best: (value, step) of checkpoint.best_by. position: the sampler's, as a resumed run must find it, where that is not
+    its present one (rollouts in flight)."""
 
     sampler: Sampler
     step: int = 0
@@ -41,6 +42,7 @@ class LoopState:
     tokens_generated: int = 0
     tokens_trained: int = 0
     wall_seconds: float = 0.0
+    position: dict[str, Any] | None = None
 
 
 class StopRequested(Exception):
@@ -57,19 +59,22 @@ def run_steps(session: Session, state: LoopState) -> None:
         clock = Clock(session.world.state)
         position = state.sampler.state_dict()
         with clock("rollout_and_verify_s"):
-            rollouts = collect(session, state)
+            rollouts = collect(session, state) if session.ahead is None else session.ahead.take(state)
         if session.should_stop():  # nothing was learnt from this step yet: give its prompts back
             state.sampler.load_state_dict(position)
             save_and_stop(session, state, started)
 
         with clock("advantage_s"):
-            session.engine.sleep()  # the learner needs its memory
+            if session.ahead is None:
+                session.engine.sleep()  # the learner needs its memory
+            else:
+                session.ahead.begin(state)
             kept = rollouts.what_is_kept(state.step)
             signals = credit(session, rollouts, kept)
             batch, weighed = weigh(session, kept, signals)
             responses = [torch.tensor(t.response_ids) for t in kept.trajectories]
             session.world.check_same("the batch of a step", [*responses, *batch.advantages, batch.included_N])
-        metrics = step_metrics(rollouts) | session.staleness(state.step) | weighed
+        metrics = step_metrics(rollouts) | session.staleness(state.step, rollouts) | weighed
         for name, source_metrics in zip(session.source_names, (s.metrics for s in signals), strict=True):
             metrics |= {f"{name}/{k}": v for k, v in source_metrics.items()}
 
@@ -91,8 +96,9 @@ def run_steps(session: Session, state: LoopState) -> None:
                 bundle = write_bundle(session, state.step + 1, batch)
                 raise RunError(str(error), where=f"step {state.step + 1}, bundle {bundle}") from error
         state.step += 1
-        with clock("sync_s"):
-            session.sync(state.step)
+        if session.ahead is None:
+            with clock("sync_s"):
+                session.sync(state.step)
 
         state.tokens_generated += sum(t.num_response_tokens for t in rollouts.trajectories)
         state.tokens_trained += sum(t.num_tokens for t in batch.trajectories)

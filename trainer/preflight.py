@@ -196,7 +196,7 @@ def disk_need_mb(config: Config, parameters: int) -> int:
     copies = (
         1
         + moments
-        + bool(config.train.max_stale_steps)
+        + bool(config.train.max_stale_steps or config.train.overlap)
         + 3 * (config.critic is not None and config.critic.trunk == "own")
     )
     return 64 + kept * parameters * bytes_per_value * copies // 2**20

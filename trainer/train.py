@@ -28,8 +28,9 @@ from data.sampler import Sampler
 from prm.cotrained import CoTrained, ModelSetup
 from prm.signal import SOURCES, Source, SourceContext
 from rollout.engine import ENGINES, Engine, Prompt, SamplingParams, SharedEngine, derive_seed
-from rollout.models import DTYPES, load_policy
+from rollout.models import DTYPES, Policy, load_policy
 from rollout.packing import Packer
+from rollout.process_engine import ProcessEngine
 from rollout.trajectory import Trajectory
 from rollout.world import World, join_world
 from trainer.advantages.base import ADVANTAGES
@@ -41,6 +42,7 @@ from trainer.checkpoint import (
     remove_partial,
     save_checkpoint,
 )
+from trainer.collect import Rollouts
 from trainer.compose import to_yaml
 from trainer.config import Config
 from trainer.critic import Critic, make_critic
@@ -49,6 +51,7 @@ from trainer.display import Display
 from trainer.evaluate import Estimate, evaluate, verify_trajectories
 from trainer.learner import Learner
 from trainer.loop import LoopState, StopRequested, run_steps
+from trainer.overlap import RolloutsAhead
 from trainer.preflight import derived_numbers, prepare
 from trainer.records import NoRecords, RunFolder
 from trainer.shaping.base import SHAPINGS, Shaping
@@ -143,17 +146,7 @@ class Session:
         setup = model_setup(config, self.device, self.world)
         self.learner = Learner(config, policy, self.device, setup.packer)
         self.critic = make_critic(config, setup, self.learner)
-        self.engine: Engine = ENGINES.get(config.rollout.engine, key="rollout.engine")(
-            policy.config,
-            policy.tokenizer,
-            policy.eos_ids,
-            dtype=DTYPES[config.rollout.dtype],
-            device=self.device,
-            # sources may have a response continued
-            max_prompt_tokens=config.data.max_prompt_tokens + config.rollout.max_response_tokens,
-            max_response_tokens=max(config.rollout.max_response_tokens, config.eval.max_response_tokens or 0),
-            max_rows=config.rollout.max_rows,
-        )
+        self.engine = self.make_engine(policy)
         if self.world.size > 1:
             self.engine = SharedEngine(self.engine, self.world)
         context = SourceContext(
@@ -173,6 +166,9 @@ class Session:
         for i, part in enumerate(config.sources):
             source = SOURCES.get(part.kind, key=f"sources.{i}.kind")
             self.sources.append(source(parse_options(source.Options, part.options, f"sources.{i}"), context))
+        self.ahead = RolloutsAhead(self) if config.train.overlap else None
+        if self.ahead is not None:
+            self.check_overlap()
         self.advantage = ADVANTAGES.get(config.objective.advantage.kind, key="objective.advantage.kind")
         self.advantage_options = parse_options(
             self.advantage.options, config.objective.advantage.options, "objective.advantage"
@@ -187,19 +183,51 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.engine.close()
+        if self.ahead is not None:
+            self.ahead.close()
         self.prepared.runner.close()
         for source in self.sources:
             source.close()
         self.display.close()
         self.folder.close()
 
+    def make_engine(self, policy: Policy) -> Engine:
+        config = self.config
+        kind = ENGINES.get(config.rollout.engine, key="rollout.engine")
+        what = (policy.config, policy.tokenizer, policy.eos_ids)
+        options = {
+            "dtype": DTYPES[config.rollout.dtype],
+            "device": self.device,
+            # sources may have a response continued
+            "max_prompt_tokens": config.data.max_prompt_tokens + config.rollout.max_response_tokens,
+            "max_response_tokens": max(config.rollout.max_response_tokens, config.eval.max_response_tokens or 0),
+            "max_rows": config.rollout.max_rows,
+        }
+        if config.train.overlap:
+            return ProcessEngine(config.rollout.engine, what, options, config.hardware.threads)
+        return kind(*what, **options)
+
+    def check_overlap(self) -> None:
+        """Raise `ConfigError` for what cannot go on while the next rollouts are made."""
+        if self.world.size > 1:
+            raise ConfigError("Rollouts of the next step are made ahead in a run of one process only.",
+                              where="train.overlap", fix="train.overlap=false under torchrun")  # fmt: skip
+        for name, source in zip(self.source_names, self.sources, strict=True):
+            if not source.bears_overlap:
+                raise ConfigError(
+                    f"The source '{name}' cannot work while the next step's rollouts are made.",
+                    where="train.overlap",
+                    why="it samples from the policy itself, or judges with a model that is learning at that moment",
+                    fix="train.overlap=false",
+                )
+
     # ---- weights of the engine ---------------------------------------
 
     def sync(self, step: int) -> None:
         """Give the engine the weights that the next rollouts come from: the learner's, or with `train.max_stale_steps`
-        those of the last step at which they were renewed."""
+        those of the last step at which they were renewed. With rollouts ahead they are remembered for a checkpoint."""
         period = self.config.train.max_stale_steps + 1
-        if period == 1:
+        if period == 1 and self.ahead is None:
             self.engine.load_weights(self.learner.weights(), step)
             return
         if self.stale is None or step % period == 0:
@@ -225,9 +253,10 @@ class Session:
             for name, model in source.models().items()
         }
 
-    def staleness(self, step: int) -> dict[str, float]:
+    def staleness(self, step: int, rollouts: Rollouts) -> dict[str, float]:
         """The metric of how many steps old the weights are that a step's rollouts came from."""
-        return {} if self.stale is None else {"rollout/stale_steps": float(step - self.stale.step)}
+        return {} if self.stale is None else {
+            "rollout/stale_steps": float(step - rollouts.trajectories[0].weights_version)}  # fmt: skip
 
     # ---- evaluation --------------------------------------------------
 
@@ -238,6 +267,8 @@ class Session:
 
     def evaluate_all(self, state: LoopState) -> dict[str, float]:
         """Evaluate every set with the present weights; remember and return the metrics."""
+        if self.ahead is not None:
+            self.ahead.wait()
         if self.stale is not None:
             self.engine.load_weights(self.learner.weights(), state.step)
         flat: dict[str, float] = {}
@@ -250,7 +281,7 @@ class Session:
                          f"{name}/{metric}/high": estimate.high}  # fmt: skip
             flat |= {f"{name}/{fact}": value for fact, value in facts.items()}
             self.folder.write_evaluation(state.step, name, evaluation_rows(self.prepared.evals[name], rows))
-        if self.stale is not None:
+        if self.stale is not None and self.ahead is None:
             self.sync(state.step)
         state.evaluations[state.step] = estimates
         best_by = self.config.checkpoint.best_by
@@ -295,7 +326,7 @@ class Session:
         kept = [e.id for e in self.train_examples] if self.config.data.difficulty is not None else None
         content: dict[str, Any] = {
             "step": state.step,
-            "sampler": state.sampler.state_dict(),
+            "sampler": state.sampler.state_dict() if state.position is None else state.position,
             "sources": [s.state_dict() for s in self.sources],
             "evaluations": state.evaluations,
             "best": list(state.best) if state.best else None,
@@ -337,7 +368,10 @@ class Session:
         sampler = Sampler(len(self.train_examples), self.config.seed)
         sampler.load_state_dict(content["sampler"])
         self.stale = StaleWeights(**content["stale"]) if content["stale"] is not None else None
-        self.sync(content["step"])
+        if self.ahead is not None and self.stale is not None:  # rollouts were in flight: make them again
+            self.engine.load_weights(self.stale.weights, self.stale.step)
+        else:
+            self.sync(content["step"])
         return LoopState(
             sampler,
             content["step"],

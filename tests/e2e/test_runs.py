@@ -82,8 +82,9 @@ def test_shaped_rewards_are_trained_on_and_reported_beside_the_outcome(tmp_path:
         ["train.max_stale_steps=2", "objective.mismatch={kind: truncated}", "train.epochs_per_batch=2"],
         ["objective.kl={coef: 1.0, place: reward, controller: {target: 0.01, horizon_trajectories: 50}}"],
         ["objective=ppo", "critic.warmup_steps=1"],
+        ["train.overlap=true", "objective.mismatch={kind: truncated}"],
     ],
-    ids=["stale", "kl in the reward", "critic"],
+    ids=["stale", "kl in the reward", "critic", "overlap"],
 )
 def test_a_resumed_off_policy_run_is_the_uninterrupted_one(tmp_path: Path, overrides: list[str]) -> None:
     """Five steps, and two that are resumed for three more: step 2 is between two renewals of the engine's weights."""
@@ -99,6 +100,8 @@ def test_a_resumed_off_policy_run_is_the_uninterrupted_one(tmp_path: Path, overr
         assert "reward/mean" in shared or a["step"] == 0
     if "stale" in overrides[3]:
         assert [line["rollout/stale_steps"] for line in whole[1:]] == [0, 1, 2, 0, 1]
+    if "overlap" in overrides[3]:
+        assert [line["rollout/stale_steps"] for line in whole[1:]] == [0, 1, 1, 1, 1]
     if "ppo" in overrides[3]:
         assert ["policy/loss" in line for line in whole[1:]] == [False, True, True, True, True]
         assert all(line["critic/loss"] > 0 for line in whole[1:])

@@ -86,6 +86,7 @@ def test_the_engine_gets_new_weights_every_so_many_steps_and_the_metric_says_how
     session = SimpleNamespace(
         config=make_config({"train.max_stale_steps": 2, "objective.mismatch": {"kind": "truncated"}}),
         stale=None,
+        ahead=None,
         learner=make_learner({"optim.lr": 0.01}),
         engine=SimpleNamespace(load_weights=lambda weights, version: loaded.append((version, weights))),
     )
@@ -93,7 +94,8 @@ def test_the_engine_gets_new_weights_every_so_many_steps_and_the_metric_says_how
     ages = []
     for step in range(7):
         Session.sync(session, step)  # type: ignore[arg-type]
-        ages.append(Session.staleness(session, step)["rollout/stale_steps"])  # type: ignore[arg-type]
+        sampled = SimpleNamespace(trajectories=[SimpleNamespace(weights_version=loaded[-1][0])])
+        ages.append(Session.staleness(session, step, sampled)["rollout/stale_steps"])  # type: ignore[arg-type]
         session.learner.update(training_batch(random_trajectories()))
     assert [version for version, _ in loaded] == [0, 0, 0, 3, 3, 3, 6]
     assert ages == [0, 1, 2, 0, 1, 2, 0]
@@ -104,12 +106,12 @@ def test_the_engine_gets_new_weights_every_so_many_steps_and_the_metric_says_how
 def test_on_policy_runs_keep_no_copy_and_report_no_age():
     loaded = []
     engine = SimpleNamespace(load_weights=lambda weights, version: loaded.append(version))
-    session = SimpleNamespace(config=make_config(), stale=None, learner=make_learner(), engine=engine)
+    session = SimpleNamespace(config=make_config(), stale=None, ahead=None, learner=make_learner(), engine=engine)
     for step in range(3):
         Session.sync(session, step)  # type: ignore[arg-type]
     assert loaded == [0, 1, 2]
     assert session.stale is None
-    assert Session.staleness(session, 3) == {}  # type: ignore[arg-type]
+    assert Session.staleness(session, 3, SimpleNamespace()) == {}  # type: ignore[arg-type]
 
 
 # ---- mismatch ----------------------------------------------------
