@@ -75,6 +75,26 @@ def export(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture(scope="session")
+def exported(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """exported(*arguments): the quickstart run's export for `org/small`, made once and not to be changed."""
+    from trainer.export import command
+
+    made: dict[tuple[str, ...], Path] = {}
+
+    def make(*arguments: str) -> Path:
+        if arguments not in made:
+            parser = argparse.ArgumentParser()
+            add_arguments(parser)
+            out = tmp_path_factory.mktemp("exported") / "out"
+            words = [str(runs("quickstart")), "--to", "org/small", "--dry-run", "--out", str(out), *arguments]
+            assert command.run(parser.parse_args(words)) == 0
+            made[arguments] = out
+        return made[arguments]
+
+    return make
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A hub that the client is logged in to. Its protocol for large files is LFS: xet's storage is not imitated."""

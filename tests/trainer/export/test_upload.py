@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,11 @@ def without_gitattributes(repository: Repository) -> dict[str, bytes]:
     return {path: content for path, content in repository.files.items() if path != ".gitattributes"}
 
 
+def send(hub: Hub, folder: Path, **destination: Any) -> str:
+    to = Destination(REPO, **{"public": False, "endpoint": hub.url, **destination})
+    return upload(folder, to, "an export", lambda line: None)
+
+
 def test_a_private_repository_receives_every_file_in_one_commit(hub, runs, export):
     folder = export(runs("quickstart"), "--to", REPO, "--tag")
     repository = hub.repositories[REPO]
@@ -36,14 +42,14 @@ def test_a_private_repository_receives_every_file_in_one_commit(hub, runs, expor
     assert repository.tags == {"step-2": repository.head}
 
 
-def test_public_only_when_asked(hub, runs, export):
-    export(runs("quickstart"), "--to", REPO, "--public")
+def test_public_only_when_asked(hub, exported):
+    send(hub, exported(), public=True)
     assert not hub.repositories[REPO].private
 
 
-def test_large_files_travel_in_parts(hub, runs, export):
-    folder = export(runs("quickstart"), "--to", REPO)
-    size = (folder / "model.safetensors").stat().st_size
+def test_large_files_travel_in_parts(hub, exported):
+    send(hub, exported())
+    size = (exported() / "model.safetensors").stat().st_size
     assert len(hub.parts_received) == -(-size // CHUNK) > 1
 
 
@@ -60,75 +66,86 @@ def test_without_a_destination_nothing_is_sent(hub, runs, export):
     assert hub.requests == []
 
 
-def test_a_network_that_fails_in_mid_upload_costs_only_what_was_not_there_yet(hub: Hub, runs, export):
+def test_a_network_that_fails_in_mid_upload_costs_only_what_was_not_there_yet(hub, exported):
+    folder = exported(*SHARDS)
     hub.drop_after = 3
     with pytest.raises(RunError, match="broke off") as broken:
-        export(runs("quickstart"), "--to", REPO, *SHARDS)
+        send(hub, folder)
     assert "run the same command again" in str(broken.value)
     assert hub.repositories[REPO].commits == []
     arrived = set(hub.stored)
-    assert len(hub.parts_received) == 3
-    assert len(arrived) >= 1
+    assert len(arrived) == 3
     hub.drop_after = None
     hub.parts_received.clear()
-    folder = export(runs("quickstart"), "--to", REPO, *SHARDS)
+    send(hub, folder)
     assert without_gitattributes(hub.repositories[REPO]) == contents(folder)
     assert len(hub.repositories[REPO].commits) == 1
-    again = {part.split("/")[0] for part in hub.parts_received}
+    again = set(hub.parts_received)
     assert not again & arrived
     assert again | arrived == set(hub.stored)
 
 
-def test_a_failure_of_the_commit_itself_sends_no_large_file_twice(hub: Hub, runs, export):
-    sizes = [p.stat().st_size for p in export(runs("quickstart"), *SHARDS, name="first").glob("*.safetensors")]
-    assert max(sizes) <= CHUNK
-    hub.drop_after = len(sizes)
+def test_a_file_that_broke_off_between_its_parts_is_not_taken_for_stored(hub, exported):
+    hub.drop_after = 2
     with pytest.raises(RunError, match="broke off"):
-        export(runs("quickstart"), "--to", REPO, *SHARDS)
+        send(hub, exported())
+    assert hub.stored == {}
+    hub.drop_after = None
+    send(hub, exported())
+    assert without_gitattributes(hub.repositories[REPO]) == contents(exported())
+
+
+def test_a_failure_of_the_commit_itself_sends_no_large_file_twice(hub, exported):
+    folder = exported(*SHARDS)
+    hub.drop_after = len(list(folder.glob("*.safetensors")))
+    with pytest.raises(RunError, match="broke off"):
+        send(hub, folder)
     hub.drop_after = None
     hub.parts_received.clear()
-    export(runs("quickstart"), "--to", REPO, *SHARDS)
+    send(hub, folder)
     assert hub.parts_received == []
     assert len(hub.repositories[REPO].commits) == 1
 
 
-def test_a_later_step_of_the_same_run_replaces_the_earlier_and_its_shards(hub, runs, export):
-    export(runs("quickstart"), "--to", REPO, "--step", "1", "--tag", *SHARDS)
-    folder = export(runs("quickstart"), "--to", REPO, "--step", "2", "--tag")
+def test_a_later_step_of_the_same_run_replaces_the_earlier_and_its_shards(hub, exported):
+    send(hub, exported("--step", "1", *SHARDS), tag="step-1")
+    send(hub, exported(), tag="step-2")
     repository = hub.repositories[REPO]
-    assert without_gitattributes(repository) == contents(folder)
+    assert without_gitattributes(repository) == contents(exported())
     assert repository.tags.keys() == {"step-1", "step-2"}
     assert len(repository.commits) == 2
 
 
-def test_the_same_export_twice_is_one_commit(hub, runs, export):
-    export(runs("quickstart"), "--to", REPO, "--tag")
-    export(runs("quickstart"), "--to", REPO, "--tag")
+def test_the_same_export_twice_is_one_commit(hub, exported):
+    for _ in range(2):
+        send(hub, exported(), tag="step-2")
     assert len(hub.repositories[REPO].commits) == 1
 
 
 @pytest.mark.parametrize("there", [{"weights.bin": b"x"}, {"README.md": b"mine"}])
-def test_other_content_is_not_replaced(hub, runs, export, there):
+def test_other_content_is_not_replaced(hub, exported, there):
     hub.repositories[REPO] = Repository(private=True, files=dict(there))
     with pytest.raises(RunError, match="holds something else"):
-        export(runs("quickstart"), "--to", REPO)
+        send(hub, exported())
     assert hub.repositories[REPO].files == there
 
 
-def test_another_model_of_the_same_run_is_other_content(hub, runs, export):
-    run = runs("quickstart", "objective=ppo")
-    export(run, "--to", REPO)
+def test_another_model_of_the_same_run_is_other_content(hub, exported, tmp_path):
+    send(hub, exported())
+    critic = Path(shutil.copytree(exported(), tmp_path / "critic"))
+    path = critic / "assay" / "export.json"
+    path.write_text(path.read_text().replace('"model": "policy"', '"model": "critic"'))
     with pytest.raises(RunError, match="model policy"):
-        export(run, "--to", REPO, "--what", "critic")
+        send(hub, critic)
 
 
-def test_who_can_see_a_repository_is_not_changed(hub, runs, export):
+def test_who_can_see_a_repository_is_not_changed(hub, exported):
     hub.repositories[REPO] = Repository(private=False)
     with pytest.raises(RunError, match=r"is public.*was to be private"):
-        export(runs("quickstart"), "--to", REPO)
+        send(hub, exported())
     hub.repositories[REPO] = Repository(private=True)
     with pytest.raises(RunError, match=r"is private.*was to be public"):
-        export(runs("quickstart"), "--to", REPO, "--public")
+        send(hub, exported(), public=True)
     assert hub.repositories[REPO].commits == []
 
 
@@ -142,11 +159,11 @@ def test_without_a_token_nothing_is_begun(hub, runs, export, monkeypatch, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_token_that_may_not_write_is_said_and_not_shown(hub, runs, export, monkeypatch):
+def test_a_token_that_may_not_write_is_said_and_not_shown(hub, exported, monkeypatch):
     other = "hf_" + "another0token" * 3
     monkeypatch.setenv("HF_TOKEN", other)
     with pytest.raises(RunError, match="refused") as error:
-        export(runs("quickstart"), "--to", REPO)
+        send(hub, exported())
     assert other not in str(error.value)
     assert error.value.__suppress_context__
 
@@ -158,12 +175,12 @@ def test_a_name_that_cannot_be_is_refused_first(hub, runs, export, name):
     assert hub.requests == []
 
 
-def test_a_file_that_the_hub_stored_otherwise_is_noticed(hub, runs, export):
-    folder = export(runs("quickstart"))
+def test_a_file_that_is_not_on_the_hub_as_it_was_checked_is_noticed(hub, exported, tmp_path):
+    folder = Path(shutil.copytree(exported(), tmp_path / "changed"))
     with (folder / "config.json").open("a") as file:
-        file.write(" ")  # what is sent is not what was checked
+        file.write(" ")  # after the check
     with pytest.raises(RunError, match=r"config\.json is not on the hub as it was sent"):
-        upload(folder, Destination(REPO, public=False, endpoint=hub.url), "test", lambda line: None)
+        send(hub, folder)
 
 
 def test_the_token_is_in_no_file_body_message_or_record(hub, run, export, capfd):
