@@ -115,9 +115,10 @@ def reload(chosen: Chosen, folder: Path, adapter: bool) -> Any:
         return loaded.eval()
     from peft import PeftModel
 
-    options = chosen.config.model.model_copy(update={"lora": None})
+    # loaded in the dtype the adapter was trained on, not converted to it: that would round the rotary frequencies too
+    options = chosen.config.model
+    options = options.model_copy(update={"lora": None, "master_dtype": options.compute_dtype})
     base = load_policy(options, chosen.config.seed, torch.device("cpu")).model
-    base.to(torch.bfloat16 if chosen.config.model.compute_dtype == "bfloat16" else torch.float32)
     base.set_attn_implementation("sdpa")
     return PeftModel.from_pretrained(base, str(folder)).float().eval()
 

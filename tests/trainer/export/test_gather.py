@@ -177,6 +177,14 @@ def test_an_adapter_on_its_base_is_the_merged_model(lora_run, export, base):
     assert float((plain - merged(ids).logits).detach().abs().max()) > 1e-3
 
 
+def test_an_adapter_on_a_base_in_bfloat16_is_compared_on_that_base(runs, export, base):
+    run = runs("quickstart", "model.scratch=null", f"model.path={base}", "model.tokenizer=null",
+               "model.lora={rank: 4, alpha: 8}", "warm_start=null", "optim.lr=0.05",
+               "model.compute_dtype=bfloat16", "rollout.dtype=bfloat16")  # fmt: skip
+    folder = export(run, "--lora", "adapter", "--base-model", "org/base")
+    assert manifest(folder)["logits"]["largest_difference"] < 1e-5
+
+
 def test_an_adapter_without_a_named_base_is_refused(lora_run, export):
     with pytest.raises(ModelError, match="must name the model it belongs on"):
         export(lora_run, "--lora", "adapter")
