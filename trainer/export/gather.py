@@ -226,6 +226,12 @@ def _with_adapter(chosen: Chosen) -> nn.Module:
 
 def _learner_state(chosen: Chosen) -> dict[str, Any]:
     """Mapped, not read: the optimizer's part stays on the disk."""
+    if (chosen.checkpoint / "sharded").is_dir():
+        raise ModelError(
+            "Adapters and shared value heads of a checkpoint that several ranks wrote cannot be exported yet.",
+            where=str(chosen.checkpoint / "sharded"),
+            fix="resume the run in one process, whose next checkpoint is not sharded",
+        )
     return torch.load(chosen.checkpoint / "state.pt", map_location="cpu", weights_only=True, mmap=True)["learner"]
 
 
