@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -77,6 +77,11 @@ class ImplicitSource(Source):
 
     phase = "credit"
     gives = ("token_reward_R",)
+    reading: ClassVar[Mapping[str, str]] = {
+        "prm": "An implicit process reward model: the reward of a token is beta times its log-prob under this model "
+        "less that under the reference (the policy before RL), both at the rollouts' temperature.",
+        "reference": "The frozen reference of the implicit process reward model `prm`.",
+    }
 
     class Options(ImplicitOptions):
         pass

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -174,11 +174,13 @@ class Source:
     warmup_steps: rounds at the start in which the policy waits, and only what learns beside it learns.
     gives: fields of `AdvantageInputs` that only some sources provide, so that a recipe whose estimator needs them, or
     has no use for them, is known before compute: ``token_reward_R``, ``token_label_R``.
+    reading: {name of a model: what its output means and where it is read}, a sentence each, for the model card.
     """
 
     phase: Literal["judge", "credit"] = "judge"
     warmup_steps: int = 0
     gives: tuple[str, ...] = ()
+    reading: ClassVar[Mapping[str, str]] = {}
 
     class Options(BaseOptions):
         pass

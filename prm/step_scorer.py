@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -164,6 +164,10 @@ class StepPrm(StepSource):
     it; ``loss``, ``grad_norm``, ``lr`` and ``label_mean`` of rounds with an update.
     """
 
+    reading: ClassVar[Mapping[str, str]] = {
+        "scorer": "The sigmoid of the number at the last token of a step is the score of the step."
+    }
+
     class Options(StepSource.Options, ScorerOptions):
         """labels: how sampled solutions are labelled, by the data source's oracle (`truth` says with what) or by
         completing prefixes with the policy (monte_carlo)."""
@@ -246,6 +250,10 @@ class Orm(Source):
 
     Models: ``scorer``. Metrics: as `step_prm`, with the verdicts of the rollouts as the truth.
     """
+
+    reading: ClassVar[Mapping[str, str]] = {
+        "scorer": "The sigmoid of the number at the last token of a response is the probability that it is right."
+    }
 
     class Options(ScorerOptions):
         """role: `outcome`, the score is part of the reward by which groups are chosen and shuffled; `credit`, it is

@@ -21,7 +21,7 @@ Shapes: N trajectories; T response tokens of one; R response tokens of a micro-b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -41,6 +41,10 @@ class TokenCredit(Source):
     """Phase credit: token weights, and with `pairs` who takes part in the loss. Its model starts as the policy."""
 
     phase = "credit"
+    reading: ClassVar[Mapping[str, str]] = {
+        "model": "The number at a position belongs to the token after it, which it does not see. The sigmoid of the "
+        "mean over the first t tokens of a response is the probability, after them, that the response is right."
+    }
 
     class Options(BaseOptions):
         """pairs: one correct and one wrong response of each group take part, drawn by the run's seed; groups without

@@ -272,10 +272,11 @@ def _convert_gguf(folder: Path, file: str, target: Path) -> None:
 # ---- weights in folders ------------------------------------------
 
 
-def save_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
-    """safetensors files as `from_pretrained` wants them."""
+def save_weights(weights: Mapping[str, Tensor], folder: Path, max_shard_size: int | str = "5GB") -> None:
+    """safetensors files as `from_pretrained` wants them, none larger than `max_shard_size` unless it holds a single
+    tensor; with an index where there are several."""
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_torch_state_dict(content, folder, max_shard_size="5GB")
+    save_torch_state_dict(content, folder, max_shard_size=max_shard_size)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

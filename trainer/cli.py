@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.export import add_arguments
+
 if TYPE_CHECKING:
     from trainer.config import Config
 
@@ -79,6 +81,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     bench = add("bench", _bench, "Measure a verifier on labelled cases, beside other graders.")
     bench.add_argument("suite", metavar="SUITE", choices=sorted(_BENCHES), help=" or ".join(sorted(_BENCHES)))
     bench.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="see `assay bench SUITE --help`")
+    export_help = "Write a model of a run as a checked Hugging Face folder with its card, and upload it."
+    add_arguments(add("export", _export, export_help))
     _add_verifier_commands(commands)
 
     parsed, rest = parser.parse_known_args(arguments)
@@ -180,6 +184,12 @@ def _replay(parsed: argparse.Namespace) -> int:
     for line in replay(parsed.bundle):
         sys.stdout.write(f"{line}\n")
     return 0
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from trainer.export.command import run
+
+    return run(parsed)
 
 
 def _bench(parsed: argparse.Namespace) -> int:
