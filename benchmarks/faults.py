@@ -29,17 +29,16 @@ SILENCE_S = 12.0
 STEPS = 8
 # what makes a phase long enough to be hit; the same for the run that is left alone
 PHASES = {
-    "generation": ["rollout.prompts_per_step=96"],
-    "backward pass": ["train.epochs_per_batch=24", "objective.mismatch.kind=truncated"],
-    "checkpoint": [],
+    "generation": ["rollout.prompts_per_step=256", "checkpoint.every_steps=3"],
+    "backward pass": ["train.epochs_per_batch=24", "objective.mismatch.kind=truncated", "checkpoint.every_steps=3"],
+    "checkpoint": ["checkpoint.every_steps=1"],
 }
-MARK = {"generation": "rollout_and_verify", "backward pass": "learn"}
 FAULTS = ("killed", "frozen", "cut off")
 
 
 def command(folder: Path, name: str, phase: str, launcher: list[str]) -> list[str]:
     overrides = [f"run.dir={folder}", f"name={name}", f"train.steps={STEPS}", "warm_start.steps=20",
-                 "checkpoint.every_steps=1", "eval.every_steps=null", "data.eval.0.source.max_examples=8",
+                 "eval.every_steps=null", "data.eval.0.source.max_examples=8",
                  "hardware.threads=1", f"hardware.distributed.silence_timeout_s={SILENCE_S}",
                  "rollout.prompts_per_step=8", *PHASES[phase]]  # fmt: skip
     return [*launcher, "-m", "trainer.train", "recipe=quickstart", *overrides]
@@ -126,7 +125,7 @@ def attempt(fault: str, phase: str, folder: Path, reference: Path) -> dict[str, 
             launchers = [torchrun("--standalone", "--nproc-per-node", "2")]
         jobs = [subprocess.Popen(command(folder, name, phase, launcher), stdout=log, stderr=subprocess.STDOUT,
                                  env=environment) for launcher in launchers]  # fmt: skip
-        hit = wait_for(phase, run, 2)
+        hit = wait_for(phase, run, 3)
         pids = rank_pids(token)
         started = time.monotonic()
         if fault == "cut off":
@@ -145,7 +144,9 @@ def attempt(fault: str, phase: str, folder: Path, reference: Path) -> dict[str, 
             nodes.__exit__(None, None, None)
     log.seek(0)
     text = log.read()
-    said = [line for line in text.splitlines() if line.startswith("assay: ") or "exchange with the other" in line]
+    lines = text.splitlines()
+    said = [line if line.startswith("assay: ") else f"{line[:90]} [...] {lines[i + 1].strip()}"
+            for i, line in enumerate(lines) if line.startswith("assay: ") or "exchange with the other" in line]  # fmt: skip
     whole = list_checkpoints(run / "checkpoints")
     left = [p.name for p in (run / "checkpoints").glob(".partial-*")]
     again = subprocess.run(command(folder, name, phase, torchrun("--standalone", "--nproc-per-node", "2")),
@@ -154,7 +155,7 @@ def attempt(fault: str, phase: str, folder: Path, reference: Path) -> dict[str, 
     return {
         "fault": fault, "phase": phase, "hit": hit, "survivor_ended_s": round(noticed_s, 1),
         "job_ended_s": round(ended_s, 1), "exit_status": [job.returncode for job in jobs],
-        "message": said[0][:400] if said else text.strip().splitlines()[-1][:200],
+        "message": said[0] if said else text.strip().splitlines()[-1][:200],
         "last_checkpoint": whole[-1].name if whole else None, "half_written": left,
         "resumed": again.returncode == 0, "same_metrics": same,
     }  # fmt: skip

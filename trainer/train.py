@@ -323,6 +323,7 @@ class Session:
         return self.prepared.run_path / "checkpoints"
 
     def save(self, state: LoopState) -> Path:
+        self.world.state["phase"] = "checkpoint"
         kept = [e.id for e in self.train_examples] if self.config.data.difficulty is not None else None
         content: dict[str, Any] = {
             "step": state.step,

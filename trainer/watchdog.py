@@ -102,7 +102,7 @@ class Watchdog:
 
     def _own(self) -> str:
         waits = self.world.state.get("waits_for")
-        own = _doing(json.dumps(self.world.state))
+        own = f"in step {self.world.state.get('step', '?')}, {self.world.state.get('phase', 'start')}"
         return (f"Seen by rank {self.world.rank} {own}" + (f", which waits for {waits}" if waits else "")
                 + ". The job ends; the same command resumes from the last checkpoint.")  # fmt: skip
 
@@ -112,7 +112,7 @@ def _doing(said: str) -> str:
         return "(never heard of)"
     state = json.loads(said)
     where = f"({state.get('host', '?')}, pid {state.get('pid', '?')})"
-    return f"{where} in step {state.get('step', '?')}, {state.get('phase', 'start')}"
+    return f"{where} last heard in step {state.get('step', '?')}, {state.get('phase', 'start')}"
 
 
 def _end_process(message: str) -> None:
