@@ -146,7 +146,8 @@ def attempt(fault: str, phase: str, folder: Path, reference: Path) -> dict[str, 
     text = log.read()
     lines = text.splitlines()
     said = [line if line.startswith("assay: ") else f"{line[:90]} [...] {lines[i + 1].strip()}"
-            for i, line in enumerate(lines) if line.startswith("assay: ") or "exchange with the other" in line]  # fmt: skip
+            for i, line in enumerate(lines)
+            if line.startswith("assay: ") or "exchange with the other" in line]  # fmt: skip
     whole = list_checkpoints(run / "checkpoints")
     left = [p.name for p in (run / "checkpoints").glob(".partial-*")]
     again = subprocess.run(command(folder, name, phase, torchrun("--standalone", "--nproc-per-node", "2")),
