@@ -69,7 +69,7 @@ class Colocated:
                     gpu_memory_utilization=memory_share,
                     enable_sleep_mode=self.can_sleep,
                     distributed_executor_backend="external_launcher" if distributed else None,
-                    **({"disable_log_stats": True} | dict(arguments)),
+                    **({"disable_log_stats": True} | cpu_limits(device, max_model_len) | dict(arguments)),
                 )
             except (ValueError, RuntimeError) as error:
                 raise ModelError(f"vLLM cannot be started: {str(error).splitlines()[0]}", where="rollout.engine",
@@ -136,6 +136,14 @@ class Colocated:
     def abort(self) -> None:
         self.llm.llm_engine.abort_request(list(self.open))
         self.open.clear()
+
+
+def cpu_limits(device: torch.device, max_model_len: int) -> dict[str, Any]:
+    """On a CPU a prompt must not be prefilled in parts: vLLM then sets the request's generator back by an offset, which
+    torch's CPU generator does not have ("CPU Generator does not use offset")."""
+    if device.type != "cpu":
+        return {}
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_model_len, 4096)}
 
 
 def write_model_folder(folder: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -40,7 +40,8 @@ pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow
 
 LENGTHS = [5, 1, 12, 12]
-SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 2**27}
+# 128 tokens a step: not all prompts of a test fit, and one that does not must wait whole
+SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 2**27, "max_num_batched_tokens": 128}
 SIZES = {"dtype": torch.float32, "device": CPU, "max_prompt_tokens": 40, "max_response_tokens": 64, "max_rows": 16}
 
 
@@ -239,7 +240,7 @@ def test_an_engine_that_keeps_its_old_weights_is_caught(engine):
 
 def test_a_learner_at_another_temperature_is_refused_before_training(engine):
     check, learner = checked(engine)
-    learner.config = make_config(MODEL | {"rollout.temperature": 1.6})
+    learner.packed.temperature = 1.6
     with pytest.raises(RunError, match="Engine and learner disagree"):
         check.preflight(engine, learner)
 
@@ -264,7 +265,7 @@ def server_url(tmp_path_factory):
         port = s.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", "float32",
                "--enforce-eager", "--max-model-len", "128", "--logprobs-mode", "processed_logprobs", "--host",
-               "127.0.0.1", "--port", str(port), "--max-num-seqs", "16",
+               "127.0.0.1", "--port", str(port), "--max-num-seqs", "16", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "128",
                "--kv-cache-memory-bytes", str(2**27)]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     environment |= {"VLLM_SERVER_DEV_MODE": "1"}

@@ -67,7 +67,7 @@ def test_an_engine_with_the_learner_s_weights_passes_and_its_difference_is_round
 
 def test_the_preflight_compares_at_the_temperature_of_the_rollouts():
     check, engine, learner = parts()
-    learner.config = make_config({"rollout.temperature": 2.0})
+    learner.packed.temperature = 2.0
     with pytest.raises(RunError, match="on tokens that the engine sampled"):
         check.preflight(engine, learner)
 
