@@ -14,7 +14,7 @@ from verifiers.errors import AssayError
 
 NAMES = (
     "decode", "train_step", "grpo_step", "objective", "objectives", "quickstart", "mawps", "verifier_pool",
-    "math_responses", "iou", "sandbox", "code_rlvr",
+    "math_responses", "iou", "sandbox", "code_rlvr", "vllm_engine",
 )  # fmt: skip
 
 

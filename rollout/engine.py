@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from rollout.packing import TokenSequence
 from rollout.trajectory import Trajectory
 from rollout.world import World
+from verifiers.errors import ModelError, RunError
 from verifiers.registry import Registry
 
 
@@ -104,8 +107,49 @@ class SharedEngine:
     def close(self) -> None:
         self.own.close()
 
+    def score(self, sequences: Sequence[TokenSequence]) -> list[list[float]]:
+        """Of the rank's own engine, where that is a `ScoringEngine`."""
+        return self.own.score(sequences)  # type: ignore[attr-defined]
+
+
+@runtime_checkable
+class ScoringEngine(Engine, Protocol):
+    """An engine that can also say what it thinks of given tokens. The trainer checks such an engine against the learner
+    before training and after the first weight updates (`trainer.engine_check`): it is for engines that run code which
+    is not ours."""
+
+    def score(self, sequences: Sequence[TokenSequence]) -> list[list[float]]:
+        """Log-prob of every response token under the untransformed model, by the weights loaded last."""
+        ...
+
 
 ENGINES: Registry[type] = Registry("rollout engine", "rollout")
+
+
+def check_lengths(
+    prompts: Sequence[Prompt], sampling: SamplingParams, max_prompt_tokens: int, max_response_tokens: int
+) -> None:
+    """Raise `RunError` or `ModelError` for what an engine of this size was not built for."""
+    if sampling.max_response_tokens > max_response_tokens:
+        raise RunError(f"Asked for responses of {sampling.max_response_tokens} tokens; this engine was built for "
+                       f"{max_response_tokens}.")  # fmt: skip
+    for prompt in prompts:
+        if not 0 < len(prompt.ids) <= max_prompt_tokens:
+            raise ModelError(
+                f"Prompt of {len(prompt.ids)} tokens; allowed are 1 to {max_prompt_tokens}.",
+                where=f"example '{prompt.example_id}'",
+                fix="raise data.max_prompt_tokens or set data.on_too_long=skip",
+            )
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def response_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], eos_ids: Collection[int]) -> str:
+    """`Trajectory.text`: a stop string stays in it, the end-of-sequence token does not."""
+    ended_by_eos = bool(ids) and ids[-1] in eos_ids
+    return decode(tokenizer, ids[:-1] if ended_by_eos else ids)
 
 
 def derive_seed(*parts: int | str) -> int:

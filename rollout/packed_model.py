@@ -42,9 +42,12 @@ class PackedModel(nn.Module):
         """The transformers model inside: with LoRA, the one peft wraps."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
-    def forward(self, batch: PackedBatch, logp: bool = True) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def forward(
+        self, batch: PackedBatch, logp: bool = True, temperature: float | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """(log-prob of each response token under softmax(logits / temperature), its entropy, the head's number for it),
         each [R]; None for what there is no head for, and for the first two with logp=False.
+        temperature: None is that of the rollouts.
 
         A tuple, since FSDP looks for the tensors that lead back here in tuples, lists and dictionaries only."""
         lm = self.causal_lm()
@@ -61,7 +64,7 @@ class PackedModel(nn.Module):
             hidden_TE[batch.predict_R].to(self.compute_dtype),
             vocabulary_head.weight,
             batch.target_R,
-            temperature=self.temperature,
+            temperature=self.temperature if temperature is None else temperature,
             chunk_tokens=self.chunk_tokens,
         )
         return logp_R, entropy_R, value_R

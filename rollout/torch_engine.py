@@ -16,11 +16,21 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from rollout.decoder import DecodeState, LlamaDecoder
-from rollout.engine import ENGINES, OnGroup, Prompt, SamplingParams, row_names, row_seed
+from rollout.decoder import DecodeState, LlamaDecoder, check_decodable
+from rollout.engine import (
+    ENGINES,
+    OnGroup,
+    Prompt,
+    SamplingParams,
+    check_lengths,
+    decode,
+    response_text,
+    row_names,
+    row_seed,
+)
 from rollout.sampling import greedy_tokens, sample_tokens
 from rollout.trajectory import Finish, Trajectory
-from verifiers.errors import ModelError, RunError
+from verifiers.errors import RunError
 
 _STEPS_BETWEEN_CHECKS = 8  # decode steps between two looks at the tokens by the host (finished rows idle until then)
 _PREFILL_TOKENS = 8192  # prompts are prefilled in chunks of about this many tokens
@@ -46,6 +56,11 @@ class TorchEngine:
     max_rows bounds the samples in flight (memory: max_rows rows of key-value cache). Raises `ModelError` for
     architectures the decoder does not know and for prompts longer than `max_prompt_tokens`.
     """
+
+    @staticmethod
+    def check(config: PretrainedConfig, options: None) -> None:
+        """Raises `ModelError` for an architecture that the decoder does not know."""
+        check_decodable(config)
 
     def __init__(
         self,
@@ -93,7 +108,7 @@ class TorchEngine:
         """See `rollout.engine.Engine`."""
         if not self.decoder.layers:
             raise RunError("The engine has no weights: call load_weights before generate.")
-        self._check_lengths(prompts, sampling)
+        check_lengths(prompts, sampling, self.max_prompt_tokens, self.max_response_tokens)
         if not prompts:
             return []
         batch = _Batch(self, prompts, samples_per_prompt, sampling, seed)
@@ -110,21 +125,7 @@ class TorchEngine:
                             on_group(list(group))
         return [trajectory for group in groups for trajectory in group]
 
-    def _check_lengths(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
-        if sampling.max_response_tokens > self.max_response_tokens:
-            raise RunError(f"Asked for responses of {sampling.max_response_tokens} tokens; this engine was built for "
-                           f"{self.max_response_tokens}.")  # fmt: skip
-        for prompt in prompts:
-            if not 0 < len(prompt.ids) <= self.max_prompt_tokens:
-                raise ModelError(
-                    f"Prompt of {len(prompt.ids)} tokens; allowed are 1 to {self.max_prompt_tokens}.",
-                    where=f"example '{prompt.example_id}'",
-                    fix="raise data.max_prompt_tokens or set data.on_too_long=skip",
-                )
-
     def _trajectory(self, prompt: Prompt, row: _Row) -> Trajectory:
-        ended_by_eos = bool(row.tokens) and row.tokens[-1] in self.eos_ids
-        text_ids = row.tokens[:-1] if ended_by_eos else row.tokens
         assert row.finish is not None
         return Trajectory(
             example_id=prompt.example_id,
@@ -135,12 +136,9 @@ class TorchEngine:
             logp_sampled=row.logp_sampled,
             logp_model=row.logp_model,
             finish=row.finish,
-            text=self.decode(text_ids),
+            text=response_text(self.tokenizer, row.tokens, self.eos_ids),
             weights_version=self.version,
         )
-
-    def decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 class _Batch:
@@ -273,7 +271,7 @@ class _Batch:
     def _hit_stop_string(self, row: _Row) -> bool:
         # a token holds at least part of a character, and a character at most four byte tokens
         window = max(len(s) for s in self.sampling.stop) * 4 + 4
-        tail = self.engine.decode(row.tokens[-window:])
+        tail = decode(self.engine.tokenizer, row.tokens[-window:])
         return any(s in tail for s in self.sampling.stop)
 
     def _slide_window(self, steps: int) -> None:

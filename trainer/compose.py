@@ -268,7 +268,6 @@ def _parts(config: Config) -> Iterator[tuple[str, Part, type[BaseModel]]]:
     """(recipe key, part, options model of its kind) of every part. Raises `ConfigError` for an unknown kind."""
     from data.sources import DATA_SOURCES
     from prm.signal import SOURCES
-    from rollout.engine import ENGINES
     from trainer.advantages.base import ADVANTAGES
     from trainer.losses.base import LOSSES
     from trainer.shaping.base import SHAPINGS
@@ -293,7 +292,21 @@ def _parts(config: Config) -> Iterator[tuple[str, Part, type[BaseModel]]]:
     for i, shaping in enumerate(config.objective.shaping):
         key = f"objective.shaping.{i}"
         yield key, shaping, _options_of(SHAPINGS.get(shaping.kind, key=f"{key}.kind"), shaping, key)
-    ENGINES.get(config.rollout.engine, key="rollout.engine")
+    engine_options(config)
+
+
+def engine_options(config: Config) -> BaseModel | None:
+    """`rollout.engine_options` as the engine takes them; None for an engine that takes none."""
+    from rollout.engine import ENGINES
+
+    engine = ENGINES.get(config.rollout.engine, key="rollout.engine")
+    options, values = getattr(engine, "Options", None), config.rollout.engine_options
+    if options is not None:
+        return parse_options(options, values, "rollout.engine_options")
+    if values:
+        raise ConfigError(f"The engine '{config.rollout.engine}' takes no options.", where="rollout.engine_options",
+                          fix=f"leave out {', '.join(values)}, or set rollout.engine")  # fmt: skip
+    return None
 
 
 def _options_of(entry: Any, part: Part, key: str) -> type[BaseModel]:

@@ -121,7 +121,13 @@ class KeepConfig(Options):
 
 
 class RolloutConfig(Options):
+    """engine_options: what the engine of this name takes (`VllmEngine.Options`). probe_steps: after the weight updates
+    of so many first steps, an engine that is not ours must prove that it has the new weights (`trainer.engine_check`);
+    null: after all."""
+
     engine: str = "torch"
+    engine_options: dict[str, Any] = {}
+    probe_steps: int | None = Field(default=10, ge=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     prompts_per_step: int = Field(ge=1)
     samples_per_prompt: int = Field(ge=1)
@@ -351,10 +357,13 @@ class CheckpointConfig(Options):
 
 class AlarmConfig(Options):
     """max_fault_share: share of trajectories of a step that could not be judged above which the run stops.
-    max_logprob_gap: mean |engine - learner| log-prob of a step above which the run warns (bf16: 0.05 is usual)."""
+    max_logprob_gap: mean |engine - learner| log-prob of a step above which the run warns (bf16: 0.05 is usual).
+    max_engine_gap: the same in the preflight and the probes of an engine that is not ours, above which the run stops.
+    """
 
     max_fault_share: float = Field(default=0.05, ge=0, le=1)
     max_logprob_gap: float = Field(default=0.1, gt=0)
+    max_engine_gap: float = Field(default=0.1, gt=0)
 
 
 class RecordConfig(Options):

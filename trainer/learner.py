@@ -153,9 +153,10 @@ class Learner:
         return self.packer.pack(sequences, self.config.train.max_tokens_per_microbatch, self.device)
 
     @torch.no_grad()
-    def logprobs(self, sequences: Sequence[TokenSequence]) -> list[Tensor]:
-        """Log-probs of every response under the present policy, one CPU tensor [T_i] each."""
-        return self._collect(sequences, self.packed)
+    def logprobs(self, sequences: Sequence[TokenSequence], temperature: float | None = None) -> list[Tensor]:
+        """Log-probs of every response under the present policy, one CPU tensor [T_i] each. temperature: None is that of
+        the rollouts."""
+        return self._collect(sequences, self.packed, temperature=temperature)
 
     @torch.no_grad()
     def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[Tensor]:
@@ -171,9 +172,15 @@ class Learner:
         """V before each token of every response by the value head, one CPU tensor [T_i] each."""
         return self._collect(sequences, self.packed, values=True)
 
-    def _collect(self, sequences: Sequence[TokenSequence], model: PackedModel, values: bool = False) -> list[Tensor]:
+    def _collect(
+        self,
+        sequences: Sequence[TokenSequence],
+        model: PackedModel,
+        values: bool = False,
+        temperature: float | None = None,
+    ) -> list[Tensor]:
         def found(batch: PackedBatch) -> Tensor:
-            logp_R, _, value_R = model(batch, logp=not values)
+            logp_R, _, value_R = model(batch, logp=not values, temperature=temperature)
             wanted = value_R if values else logp_R
             assert wanted is not None
             return wanted

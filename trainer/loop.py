@@ -99,6 +99,7 @@ def run_steps(session: Session, state: LoopState) -> None:
         if session.ahead is None:
             with clock("sync_s"):
                 session.sync(state.step)
+                metrics |= session.probe_engine(state.step)
 
         state.tokens_generated += sum(t.num_response_tokens for t in rollouts.trajectories)
         state.tokens_trained += sum(t.num_tokens for t in batch.trajectories)

@@ -23,9 +23,10 @@ from data import (
     load_examples,
     part,
 )
-from rollout.decoder import check_decodable
+from rollout.engine import ENGINES
 from rollout.models import load_config, load_tokenizer
 from trainer.combinations import warnings
+from trainer.compose import engine_options
 from trainer.config import Config, DataPart
 from trainer.derived import derive
 from trainer.records import check_writable
@@ -161,8 +162,9 @@ def _check_architecture(config: Config, model_config: PretrainedConfig) -> None:
             where="rollout.max_response_tokens",
             fix=f"lower one of them by {longest - limit}",
         )
-    if config.rollout.engine == "torch":
-        check_decodable(model_config)
+    engine: Any = ENGINES.get(config.rollout.engine, key="rollout.engine")
+    if hasattr(engine, "check"):
+        engine.check(model_config, engine_options(config))
 
 
 def _check_demonstrations(config: Config, examples: Sequence[Example], demonstrations: Sequence[Demonstration]) -> None:

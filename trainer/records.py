@@ -44,6 +44,7 @@ PACKAGES = ("assay-rl", "torch", "transformers", "tokenizers", "datasets", "peft
             "pydantic", "math-verify", "sympy", "safetensors")  # fmt: skip
 # A resumed run may be longer, keep more, record less or run elsewhere, and still be the same experiment.
 _MAY_CHANGE = ("train.steps", "checkpoint.", "record.", "alarms.", "run.", "hardware.", "description",
+               "rollout.engine_options",
                "verifier.workers", "verifier.memory_mb")  # fmt: skip
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -27,7 +27,15 @@ from data.filters import by_pass_rate, by_repetition
 from data.sampler import Sampler
 from prm.cotrained import CoTrained, ModelSetup
 from prm.signal import SOURCES, Source, SourceContext
-from rollout.engine import ENGINES, Engine, Prompt, SamplingParams, SharedEngine, derive_seed
+from rollout.engine import (
+    ENGINES,
+    Engine,
+    Prompt,
+    SamplingParams,
+    ScoringEngine,
+    SharedEngine,
+    derive_seed,
+)
 from rollout.models import DTYPES, Policy, load_policy
 from rollout.packing import Packer
 from rollout.process_engine import ProcessEngine
@@ -43,11 +51,12 @@ from trainer.checkpoint import (
     save_checkpoint,
 )
 from trainer.collect import Rollouts
-from trainer.compose import to_yaml
+from trainer.compose import engine_options, to_yaml
 from trainer.config import Config
 from trainer.critic import Critic, make_critic
 from trainer.derived import render_table
 from trainer.display import Display
+from trainer.engine_check import EngineCheck, describe
 from trainer.evaluate import Estimate, evaluate, verify_trajectories
 from trainer.learner import Learner
 from trainer.loop import LoopState, StopRequested, run_steps
@@ -149,6 +158,7 @@ class Session:
         self.engine = self.make_engine(policy)
         if self.world.size > 1:
             self.engine = SharedEngine(self.engine, self.world)
+        self.engine_check = EngineCheck(config, self.prepared.train, self.prepared.prompt_ids)
         context = SourceContext(
             self.prepared.runner,
             policy.tokenizer,
@@ -195,7 +205,7 @@ class Session:
         config = self.config
         kind = ENGINES.get(config.rollout.engine, key="rollout.engine")
         what = (policy.config, policy.tokenizer, policy.eos_ids)
-        options = {
+        options: dict[str, Any] = {
             "dtype": DTYPES[config.rollout.dtype],
             "device": self.device,
             # sources may have a response continued
@@ -203,6 +213,8 @@ class Session:
             "max_response_tokens": max(config.rollout.max_response_tokens, config.eval.max_response_tokens or 0),
             "max_rows": config.rollout.max_rows,
         }
+        extras = engine_options(config)
+        options |= {} if extras is None else {"options": extras}
         if config.train.overlap:
             return ProcessEngine(config.rollout.engine, what, options, config.hardware.threads)
         return kind(*what, **options)
@@ -243,6 +255,34 @@ class Session:
             return self.engine.generate(prompts, samples_per_prompt, sampling, seed)
         finally:
             self.engine.sleep()
+
+    def preflight_engine(self, step: int) -> dict[str, float]:
+        """Refuse to train with an engine that does not agree with the learner; the metrics of how well it does."""
+        engine = self._scoring_engine()
+        if engine is None:
+            return {}
+        if self.stale is not None:
+            self.engine.load_weights(self.learner.weights(), step)
+        metrics = self.engine_check.preflight(engine, self.learner)
+        self.display.note(describe(metrics))
+        if self.stale is not None:
+            self.sync(step)
+        return metrics
+
+    def probe_engine(self, step: int) -> dict[str, float]:
+        """Metrics of the proof that the engine has the weights of `step`; none where it is not asked for, or where it
+        was to keep older ones."""
+        probes = self.config.rollout.probe_steps
+        asked = probes is None or step <= probes
+        fresh = self.stale is None or self.stale.step == step
+        engine = self._scoring_engine()
+        if engine is None or not (asked and fresh):
+            return {}
+        return self.engine_check.probe(engine, self.learner, step)
+
+    def _scoring_engine(self) -> ScoringEngine | None:
+        own = self.engine.own if isinstance(self.engine, SharedEngine) else self.engine
+        return cast(ScoringEngine, self.engine) if isinstance(own, ScoringEngine) else None
 
     def models(self) -> dict[str, CoTrained]:
         """Every model that learns beside the policy, by the folder that a checkpoint keeps it in."""
@@ -445,6 +485,7 @@ def _train(session: Session) -> Path:
     else:
         session.folder.truncate_after(state.step)
         session.display.note(f"resumed after step {state.step}")
+        session.preflight_engine(state.step)
     run_steps(session, state)
     session.finish_saving(state.best[1] if state.best else None)
     session.folder.write_summary(summary(session, state))
@@ -491,6 +532,7 @@ def start(session: Session) -> LoopState:
     for source in session.sources:
         source.start_from(session.learner.weights())
     session.sync(0)
+    preflight = session.preflight_engine(0)
     if config.data.difficulty is not None:
         band = config.data.difficulty
         pass_rate = session.probe_difficulty()
@@ -506,7 +548,7 @@ def start(session: Session) -> LoopState:
                        f"{config.rollout.prompts_per_batch} prompts.", where="data.difficulty",
                        fix="widen the band or use more data")  # fmt: skip
     state = LoopState(Sampler(len(session.train_examples), config.seed))
-    metrics = session.evaluate_all(state)
+    metrics = preflight | session.evaluate_all(state)
     session.folder.append_metrics(0, metrics)
     session.display.update(0, metrics, {"step_s": time.monotonic() - started})
     state.wall_seconds = time.monotonic() - started
