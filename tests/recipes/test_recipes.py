@@ -17,8 +17,8 @@ FOLDER = Path(recipes.__file__).parent
 NAMES = [name for name, _ in recipe_index()]
 PROFILES = sorted(p.stem for p in (FOLDER / "hardware").glob("*.yaml"))
 
-PROFILE_MAY_SET = {"rollout.engine", "rollout.engine_options", "rollout.dtype", "rollout.max_rows", "model.compute_dtype",
-                   "model.gradient_checkpointing", "train.max_tokens_per_microbatch",
+PROFILE_MAY_SET = {"rollout.engine", "rollout.engine_options", "rollout.dtype", "rollout.max_rows",
+                   "model.compute_dtype", "model.gradient_checkpointing", "train.max_tokens_per_microbatch",
                    "train.logprob_chunk_tokens"}  # fmt: skip
 
 

@@ -265,8 +265,8 @@ def server_url(tmp_path_factory):
         port = s.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", "float32",
                "--enforce-eager", "--max-model-len", "128", "--logprobs-mode", "processed_logprobs", "--host",
-               "127.0.0.1", "--port", str(port), "--max-num-seqs", "16", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "128",
-               "--kv-cache-memory-bytes", str(2**27)]  # fmt: skip
+               "127.0.0.1", "--port", str(port), "--max-num-seqs", "16", "--no-enable-chunked-prefill",
+               "--max-num-batched-tokens", "128", "--kv-cache-memory-bytes", str(2**27)]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     environment |= {"VLLM_SERVER_DEV_MODE": "1"}
     with (folder / "log").open("w") as log:
