@@ -185,7 +185,7 @@ def trajectory_rows(
             "gold": example.gold,
             "finish": str(trajectory.finish),
             "reward": None if reward != reward else reward,
-            "trained": i in advantage,
+            "trained": i in place and bool(batch.included_N[place[i]]),
             "advantage": [round(a, 6) for a in advantage[i].tolist()] if i in advantage else None,
             "prompt_ids": trajectory.prompt_ids,
             "response_ids": trajectory.response_ids,

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.faults import torchrun, two_nodes
 from rollout.models import read_weights
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -15,6 +17,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 SMALL = ["warm_start.steps=10", "rollout.prompts_per_step=6", "eval.every_steps=null",
          "data.eval.0.source.max_examples=8", "hardware.threads=1", "checkpoint.every_steps=2",
          "checkpoint.keep_last=9"]  # fmt: skip
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 RECIPES = {
     "quickstart": [],
     "prime_chain": [],
@@ -22,14 +25,16 @@ RECIPES = {
 }
 
 
-def run(ranks, folder, recipe, *overrides):
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+def training(folder, recipe, *overrides):
     name = recipe.split("-", maxsplit=1)[0]
-    command = [*launcher, "-m", "trainer.train", f"recipe={name}", f"run.dir={folder.parent}", f"name={folder.name}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *SMALL, *overrides], env=environment, capture_output=True, text=True, timeout=900)
+    where = [f"run.dir={folder.parent}", f"name={folder.name}"]
+    return ["-m", "trainer.train", f"recipe={name}", *where, *SMALL, *overrides]
+
+
+def run(ranks, folder, recipe, *overrides):
+    launcher = torchrun("--standalone", "--nproc-per-node", str(ranks)) if ranks > 1 else [sys.executable]
+    command = [*launcher, *training(folder, recipe, *overrides)]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
 
 
 def finished(ranks, folder, recipe, *overrides):
@@ -38,13 +43,18 @@ def finished(ranks, folder, recipe, *overrides):
     return folder
 
 
-def continued_with(start, name, ranks, recipe, steps=4):
-    """A copy of the run `start`, carried on to `steps` by so many ranks."""
+def copied(start, name):
+    """The same run under another name."""
     folder = start.parent / name
-    subprocess.run(["cp", "-r", str(start), str(folder)], check=True)
+    shutil.copytree(start, folder)
     resolved = folder / "resolved.yaml"
     resolved.write_text(resolved.read_text().replace(f"name: {start.name}\n", f"name: {name}\n"))
-    return finished(ranks, folder, recipe, f"train.steps={steps}", "run.resume=must", *RECIPES[recipe])
+    return folder
+
+
+def continued_with(start, name, ranks, recipe, steps=4):
+    """A copy of the run `start`, carried on to `steps` by so many ranks."""
+    return finished(ranks, copied(start, name), recipe, f"train.steps={steps}", "run.resume=must", *RECIPES[recipe])
 
 
 def metrics(folder):
@@ -90,6 +100,26 @@ def test_two_ranks_compute_what_one_does(start, alone):
     two = continued_with(folder, "two", 2, recipe)
     assert (two / "checkpoints" / "step-000004" / "sharded").is_dir()
     assert_same_run(alone, two, tolerance=1e-6)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and ip")
+def test_two_nodes_compute_what_one_process_does(start, alone):
+    """Two network namespaces joined by a cable, a launcher in each."""
+    recipe, folder = start
+    nodes = copied(folder, "nodes")
+    with two_nodes() as (prefixes, _):
+        jobs = [
+            subprocess.Popen(
+                [*prefix, *torchrun("--nnodes", "2", "--node-rank", str(i), "--nproc-per-node", "1", "--master-addr",
+                                    "10.77.0.1", "--master-port", "29512"),
+                 *training(nodes, recipe, "train.steps=4", "run.resume=must", *RECIPES[recipe])],
+                env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+            for i, prefix in enumerate(prefixes)
+        ]  # fmt: skip
+        said = [job.communicate(timeout=900)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], said[0][-2000:]
+    assert_same_run(alone, nodes, tolerance=1e-6)
 
 
 def test_what_two_ranks_saved_goes_on_with_one_and_with_four(start):
