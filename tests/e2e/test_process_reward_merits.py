@@ -33,12 +33,12 @@ def test_a_trained_scorer_ranks_right_above_wrong_and_one_that_did_not_learn_doe
 
 def test_oreals_reward_model_learns_who_is_right_and_not_from_permuted_outcomes(tmp_path: Path) -> None:
     """While the policy waits, so that both see the same responses."""
-    overrides = ["train.steps=12", "sources.1.warmup_steps=12"]
+    overrides = ["train.steps=13", "sources.1.warmup_steps=12"]
     learned = metrics(tmp_path / "learned", "oreal_chain", *overrides)
     permuted = metrics(tmp_path / "permuted", "oreal_chain", *overrides, "train.shuffle_rewards=true")
 
     def brier(lines: list[dict]) -> float:
-        values = [line["token_credit/brier"] for line in lines[-4:]]
+        values = [line["token_credit/brier"] for line in lines[8:12]]
         return sum(values) / len(values)
 
     assert brier(learned) < brier(permuted) - 0.03
