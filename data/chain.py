@@ -22,7 +22,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -105,6 +105,20 @@ def check_steps(example: Example, response: str) -> list[StepLabel]:
     return label_lines(response, _Judge(example))
 
 
+def paraphrase(example: Example) -> Example | None:
+    """The same calculation with every addition written as a subtraction and the other way round: of 3+4*2-5 modulo 10,
+    3-6*2+5. Exact, and its own inverse. None where there is nothing but products: they stay as they are."""
+    expression = Expression.parse(str(example.meta["expression"]))
+    if expression is None or set(expression.operators) <= {"*"}:
+        return None
+    rule = Rule(example.meta["modulus"], example.meta["precedence"])
+    first, *others = expression.numbers
+    numbers = [n if op == "*" else -n % rule.modulus for op, n in zip(expression.operators, others, strict=True)]
+    other = Expression((first, *numbers), expression.operators.translate(str.maketrans("+-", "-+")))
+    meta = {**example.meta, "expression": other.text}
+    return replace(example, prompt=(Message("user", f"{other.text}="),), solution=None, meta=meta)
+
+
 class _Judge:
     def __init__(self, example: Example):
         expression = Expression.parse(str(example.meta.get("expression")))
@@ -161,6 +175,7 @@ class Chain:
             return self
 
     check_steps = staticmethod(check_steps)
+    paraphrase = staticmethod(paraphrase)
 
     def __init__(self, options: Options):
         self.options = options

@@ -20,6 +20,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -49,6 +50,15 @@ def check_steps(example: Example, response: str) -> list[StepLabel]:
     follows.
     """
     return label_lines(response, _Judge(example))
+
+
+def paraphrase(example: Example) -> Example | None:
+    """The same problem with the numbers in falling order; None where they are all equal."""
+    numbers, target = example.gold["numbers"], example.gold["target"]
+    falling = " ".join(map(str, sorted(numbers, reverse=True)))
+    if len(set(numbers)) == 1:
+        return None
+    return replace(example, prompt=(Message("user", f"{falling} make {target}:"),), solution=None)
 
 
 class _Judge:
@@ -151,6 +161,7 @@ class Countdown:
             return self
 
     check_steps = staticmethod(check_steps)
+    paraphrase = staticmethod(paraphrase)
 
     def __init__(self, options: Options):
         self.options = options

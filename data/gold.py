@@ -19,7 +19,7 @@ def check_golds(
     on_bad_gold: Literal["stop", "skip"],
 ) -> tuple[list[Example], list[tuple[str, Verdict]], list[str]]:
     """Return (examples whose gold verifies or cannot be checked, (id, verdict) of the others, ids of those that could
-    not be checked).
+    not be checked: without a gold, or with one that holds no answer).
 
     gold_response(gold, meta): a response that gives the gold as its answer; raises `BadGold` if the gold is unreadable,
     `NoReference` if it is readable and holds no answer.
@@ -29,6 +29,9 @@ def check_golds(
     requests: list[VerifyRequest] = []
     unchecked: list[str] = []
     for example in examples:
+        if example.gold is None:
+            unchecked.append(example.id)
+            continue
         try:
             response = gold_response(example.gold, example.meta)
         except NoReference:

@@ -26,7 +26,8 @@ class RowOptions(Options):
     """Which field of a row is what.
 
     prompt_field: text, or a list of chat messages ``{"role": ..., "content": ...}`` whose last role is user.
-    gold_field, gold_type: ``text`` takes a string as it is; ``number`` takes a number, or a string that reads as one,
+    gold_field: None where nothing is known of the answers: they can be voted on, and not be judged by a rule.
+    gold_type: ``text`` takes a string as it is; ``number`` takes a number, or a string that reads as one,
     and writes it plainly (43.0 becomes "43"); ``json`` keeps structured values and parses strings as JSON.
     solution_field: a demonstration; null in a row means that this row has none.
     id_field: unique text or integer; without it the id is ``<file stem>-<row>``, rows counted from 0.
@@ -34,7 +35,7 @@ class RowOptions(Options):
     """
 
     prompt_field: str = "prompt"
-    gold_field: str = "gold"
+    gold_field: str | None = "gold"
     gold_type: Literal["text", "number", "json"] = "text"
     solution_field: str | None = None
     id_field: str | None = None
@@ -42,7 +43,8 @@ class RowOptions(Options):
 
     def roles_of_fields(self) -> dict[str, str]:
         """Option name -> field name, for every field that a row must have."""
-        fields = {"prompt_field": self.prompt_field, "gold_field": self.gold_field}
+        fields = {"prompt_field": self.prompt_field}
+        fields |= {"gold_field": self.gold_field} if self.gold_field is not None else {}
         fields |= {"solution_field": self.solution_field} if self.solution_field is not None else {}
         fields |= {"id_field": self.id_field} if self.id_field is not None else {}
         return fields | {f"meta_fields[{i}]": name for i, name in enumerate(self.meta_fields)}
@@ -102,7 +104,7 @@ class _RowReader:
         return Example(
             id=default_id if options.id_field is None else self._id(options.id_field),
             prompt=self._prompt(options.prompt_field),
-            gold=self._gold(options.gold_field),
+            gold=None if options.gold_field is None else self._gold(options.gold_field),
             solution=None if options.solution_field is None else self._solution(options.solution_field),
             meta={name: self._plain(name, self._value(name, "meta_fields")) for name in options.meta_fields},
         )

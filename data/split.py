@@ -23,7 +23,7 @@ def part(examples: Sequence[Example], part: Part, eval_percent: int) -> list[Exa
         raise ConfigError(f"eval_percent is {eval_percent}.", where="eval_percent", fix="set it to 0 .. 100")
     if part == "all":
         return list(examples)
-    chosen = [e for e in examples if (_bucket(e) < eval_percent) == (part == "eval")]
+    chosen = [e for e in examples if is_in_part(e, part, eval_percent)]
     if not chosen:
         raise DataError(
             f"The {part} part of {len(examples)} examples is empty.",
@@ -31,6 +31,11 @@ def part(examples: Sequence[Example], part: Part, eval_percent: int) -> list[Exa
             fix="use more examples, or another eval_percent",
         )
     return chosen
+
+
+def is_in_part(example: Example, part: Part, eval_percent: int) -> bool:
+    """Whether `part` of the examples would hold this one."""
+    return part == "all" or (_bucket(example) < eval_percent) == (part == "eval")
 
 
 def check_disjoint(train: Sequence[Example], evals: Mapping[str, Sequence[Example]]) -> None:

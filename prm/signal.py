@@ -132,6 +132,8 @@ class Kept:
 
 # (prompts, samples a prompt, sampling, seed) -> trajectories of the present policy, by group, then sample
 Generate = Callable[[Sequence[Prompt], int, SamplingParams, int], list[Trajectory]]
+# the same of other weights (plain Hugging Face names), which come first
+GenerateWith = Callable[[Mapping[str, Tensor], Sequence[Prompt], int, SamplingParams, int], list[Trajectory]]
 
 
 @dataclass(slots=True)
@@ -139,7 +141,12 @@ class SourceContext:
     """What a source may use: the recipe's verifier, the policy's tokenizer, the device, the run's seed; how models
     beside the policy are made (`CoTrained(context.models, ...)`); the policy itself, through the engine, which takes
     prompts as long as a prompt and a response together; the rollouts' stop strings; and the training examples with the
-    token ids of their prompts by example id."""
+    token ids of their prompts by example id.
+
+    policy_weights: what the policy's weights are now, by plain Hugging Face names; copy what must not change with them.
+    generate_with: the policy's engine under other weights of the same architecture, at any time, `score` included: it
+    has its own again afterwards. move_reference: lets the policy's KL term pull towards these
+    weights, and no more towards those at the start."""
 
     runner: Runner
     tokenizer: PreTrainedTokenizerBase
@@ -151,6 +158,9 @@ class SourceContext:
     stop: tuple[str, ...] = ()
     train_examples: Sequence[Example] = ()
     prompt_ids: Mapping[str, list[int]] = field(default_factory=dict)
+    policy_weights: Callable[[], Mapping[str, Tensor]] = dict
+    generate_with: GenerateWith | None = None
+    move_reference: Callable[[Mapping[str, Tensor]], None] | None = None
 
     @property
     def world(self) -> World:
@@ -175,12 +185,20 @@ class Source:
     gives: fields of `AdvantageInputs` that only some sources provide, so that a recipe whose estimator needs them, or
     has no use for them, is known before compute: ``token_reward_R``, ``token_label_R``.
     reading: {name of a model: what its output means and where it is read}, a sentence each, for the model card.
+    judges: ``groups`` if what a response is worth depends on the others to its prompt, so that none can be judged
+    alone.
     """
 
     phase: Literal["judge", "credit"] = "judge"
     warmup_steps: int = 0
     gives: tuple[str, ...] = ()
     reading: ClassVar[Mapping[str, str]] = {}
+    judges: Literal["responses", "groups"] = "responses"
+
+    @classmethod
+    def needs_both_views(cls, options: Any) -> bool:
+        """Whether it compares a question with its paraphrase (data.views=both)."""
+        return False
 
     class Options(BaseOptions):
         pass

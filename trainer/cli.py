@@ -74,6 +74,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("check", _check, "Validate a recipe, its data and its model without training.", recipe=True)
     evaluate = add("eval", _eval, "Evaluate a checkpoint on the evaluation sets of a recipe.", recipe=True)
     evaluate.add_argument("--checkpoint", metavar="PATH", required=True, help="folder of a checkpoint or of a model")
+    text = "Write the training questions of a recipe in other words, by a model behind an OpenAI-compatible server."
+    paraphrase = add("paraphrase", _paraphrase, text, recipe=True)
+    paraphrase.add_argument("--out", metavar="FILE", type=Path, required=True, help="JSONL; a report goes beside it")
+    for name, known in (("judge", "base_url, model, cache_file, ...: see docs/judge.md"),
+                        ("option", "temperature, max_tokens, tries, check_share")):  # fmt: skip
+        paraphrase.add_argument(f"--{name}", metavar="KEY=VALUE", action="append", default=[], help=known)
     add("recipes", _recipes, "List the shipped recipes.")
     add("doctor", _doctor, "Say what works on this machine: versions, devices, extras, shadowed packages.")
     replay = add("replay", _replay, "Repeat the step that an alarm stopped, from its bundle.")
@@ -159,6 +165,19 @@ def _eval(parsed: argparse.Namespace) -> int:
 
     metrics = evaluate_checkpoint(config, parsed.checkpoint)
     sys.stdout.write(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+    return 0
+
+
+def _paraphrase(parsed: argparse.Namespace) -> int:
+    config = _load(parsed)
+    from trainer.paraphrase import paraphrase
+    from verifiers.cli import key_values
+
+    judge, options = key_values(parsed.judge, "--judge"), key_values(parsed.option, "--option")
+    found = paraphrase(config, judge, parsed.out, options)
+    for name, value in found.summary.items():
+        sys.stdout.write(f"{name.replace('_', ' ')}: {'unknown' if value is None else value}\n")
+    sys.stdout.write(f"{parsed.out}\n")
     return 0
 
 

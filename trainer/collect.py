@@ -83,14 +83,17 @@ def collect(session: Session, state: LoopState) -> Rollouts:
     baselines: list[Tensor] = []
     kept: list[int] = []
     dropped: Counter[str] = Counter()
-    indices: list[int] = []  # of the drawn examples, by group
+    indices: list[int] = []  # of the drawn examples, by group: the views of a question stand together
     flat_groups = refills = 0
     verify_wait_s = 0.0
     for attempt in range(1 + zero_variance.max_refills):
         refills = attempt
         offset = len(indices)
-        indices += state.sampler.next(rollout.prompts_per_batch)
-        drawn = [train[i] for i in indices[offset:]]
+        questions = state.sampler.next(config.questions_per_batch)
+        indices += [i for i in questions for _ in range(config.num_views)]
+        drawn = [train[i] for i in questions]
+        if config.num_views > 1:
+            drawn = [view for example in drawn for view in session.prepared.views(example)]
         prompts = [Prompt(e.id, offset + p, session.prepared.prompt_ids[e.id]) for p, e in enumerate(drawn)]
         seed = derive_seed(config.seed, "rollout", state.step, attempt)
         asked = {prompt.group: e for prompt, e in zip(prompts, drawn, strict=True)}
@@ -108,7 +111,11 @@ def collect(session: Session, state: LoopState) -> Rollouts:
             reward_N = torch.where(greedy_N.isnan(), greedy_N, reward_N)  # no baseline, no advantage
             baselines.append(greedy_N)
         groups, flat = informative_groups(new, reward_N, zero_variance.drop)
+        if config.num_views > 1:
+            groups = with_other_views(new, groups, informative_groups(new, reward_N, False)[0])
         groups, reasons = wanted_groups(new, verdicts_in(signals), groups, rollout.keep)
+        if config.num_views > 1:
+            groups, reasons["other_view"] = whole_pairs(new, groups)
         flat_groups += flat
         dropped += reasons
         kept += [len(trajectories) + i for group in groups for i in group]
@@ -122,7 +129,7 @@ def collect(session: Session, state: LoopState) -> Rollouts:
     kept = first_groups(trajectories, kept, rollout.prompts_per_step)
     if rollout.keep.put_back_surplus:
         surplus = good[rollout.prompts_per_step :]
-        state.sampler.put_back([indices[group] for group in surplus])
+        state.sampler.put_back([indices[group] for group in surplus[:: config.num_views]])
         dropped["put_back"] = len(surplus)
     merged = [Signal.concat([p[s] for p in parts]) for s in range(len(session.sources))]
     return Rollouts(
@@ -213,6 +220,22 @@ def wanted_groups(
         else:
             wanted.append(index)
     return wanted, left_out
+
+
+def with_other_views(
+    trajectories: list[Trajectory], groups: list[list[int]], judged: list[list[int]]
+) -> list[list[int]]:
+    """`groups`, and of the `judged` ones those whose other view is among them. Groups 2k and 2k + 1 are the views of
+    one question: it stays as long as one of them teaches."""
+    questions = {trajectories[index[0]].group // 2 for index in groups}
+    return [index for index in judged if trajectories[index[0]].group // 2 in questions]
+
+
+def whole_pairs(trajectories: list[Trajectory], groups: list[list[int]]) -> tuple[list[list[int]], int]:
+    """(`groups` without those whose other view is not among them, how many these are)."""
+    views = Counter(trajectories[index[0]].group // 2 for index in groups)
+    whole = [index for index in groups if views[trajectories[index[0]].group // 2] == 2]
+    return whole, len(groups) - len(whole)
 
 
 def in_band(scores: Sequence[float], band: PassRateBand) -> bool:

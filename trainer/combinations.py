@@ -27,6 +27,7 @@ def check_objective(config: Config) -> None:
     _check_flat_groups(config, estimator)
     _check_shaping(config, estimator)
     _check_sources(config, estimator)
+    _check_views(config, estimator)
 
 
 def warnings(config: Config) -> list[str]:
@@ -183,6 +184,34 @@ def _check_sources(config: Config, estimator: AdvantageEstimator) -> None:
                 "The engine gives no log-probs of the tempered policy without top-p, which reference=moving needs.",
                 where=f"sources.{i}.reference",
                 fix="rollout.top_p=1.0, rollout.temperature=1.0, or reference=frozen",
+            )
+
+
+def _check_views(config: Config, estimator: AdvantageEstimator) -> None:
+    for i, part in enumerate(config.sources):
+        source = SOURCES.get(part.kind, key=f"sources.{i}.kind")
+        if getattr(source, "judges", "responses") == "groups" and "baseline_N" in estimator.needs:
+            raise ConfigError(
+                f"The source '{part.kind}' judges the samples of a prompt together, and objective.advantage.kind="
+                f"{config.objective.advantage.kind} needs the reward of one greedy response.",
+                where="objective.advantage.kind",
+                why="a single response always agrees with itself",
+                fix="an estimator that takes the group as its baseline: grpo, rloo",
+            )
+        needs = getattr(source, "needs_both_views", None)
+        options = parse_options(source.Options, part.options, f"sources.{i}")
+        if needs is not None and needs(options) and config.data.views != "both":
+            raise ConfigError(
+                f"The source '{part.kind}' compares a question with its paraphrase, and only one of them is sampled.",
+                where=f"sources.{i}",
+                fix="data.views=both, with data that has paraphrases (docs/methods/co_reward.md)",
+            )
+        teacher = part.options.get("teacher") or {}
+        if teacher.get("is_kl_reference") and (config.objective.kl.coef == 0 or config.model.lora is not None):
+            raise ConfigError(
+                "The teacher is to be the reference of the KL term, and there is none that could move.",
+                where=f"sources.{i}.teacher.is_kl_reference",
+                fix="objective.kl.coef above 0, and no model.lora",
             )
 
 

@@ -42,7 +42,11 @@ class EvalSet(Options):
 
 
 class DataConfig(Options):
+    """views: ``both`` draws every training question with its paraphrase, as two groups of one step that are kept or
+    dropped together; questions without one are left out."""
+
     train: DataPart
+    views: Literal["original", "both"] = "original"
     eval: list[EvalSet] = []
     max_prompt_tokens: int = Field(ge=1)
     on_too_long: Literal["stop", "skip"] = "stop"
@@ -140,7 +144,7 @@ class RolloutConfig(Options):
 
     @property
     def prompts_per_batch(self) -> int:
-        """Drawn and sampled at once."""
+        """Drawn and sampled at once, both views of a question counted."""
         return self.prompts_per_step * self.keep.oversample
 
 
@@ -359,11 +363,13 @@ class AlarmConfig(Options):
     """max_fault_share: share of trajectories of a step that could not be judged above which the run stops.
     max_logprob_gap: mean |engine - learner| log-prob of a step above which the run warns (bf16: 0.05 is usual).
     max_engine_gap: the same in the preflight and the probes of an engine that is not ours, above which the run stops.
-    """
+    max_label_share: share of a step's questions that a voting source gave the same label, above which the run warns: a
+    policy that answers everything alike agrees with itself."""
 
     max_fault_share: float = Field(default=0.05, ge=0, le=1)
     max_logprob_gap: float = Field(default=0.1, gt=0)
     max_engine_gap: float = Field(default=0.1, gt=0)
+    max_label_share: float = Field(default=0.9, gt=0, le=1)
 
 
 class RecordConfig(Options):
@@ -423,6 +429,16 @@ class Config(Options):
     hardware: HardwareConfig = HardwareConfig()
     run: RunConfig = RunConfig()
 
+    @property
+    def num_views(self) -> int:
+        """Groups that one training question makes."""
+        return 2 if self.data.views == "both" else 1
+
+    @property
+    def questions_per_batch(self) -> int:
+        """Training examples drawn at once."""
+        return self.rollout.prompts_per_batch // self.num_views
+
     @model_validator(mode="after")
     def _possible_combinations(self) -> Self:
         groups = self.rollout.prompts_per_step
@@ -435,6 +451,9 @@ class Config(Options):
                              "trains on: set rollout.keep.oversample or zero_variance.max_refills")  # fmt: skip
         if keep.pass_rate is not None and not any(source.kind == "rule" for source in self.sources):
             raise ValueError("rollout.keep.pass_rate needs verdicts, and no source gives them: add the source rule")
+        if self.data.views == "both" and groups % 2:
+            raise ValueError(f"rollout.prompts_per_step={groups} counts both views of a question (data.views=both): "
+                             "make it even")  # fmt: skip
         if groups % self.train.minibatches_per_step:
             raise ValueError(f"train.minibatches_per_step={self.train.minibatches_per_step} must divide "
                              f"rollout.prompts_per_step={groups}")  # fmt: skip

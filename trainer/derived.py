@@ -54,7 +54,7 @@ def derive(
         derived["warm_start_examples_seen"] = config.warm_start.steps * config.warm_start.examples_per_step
     if num_train is not None:
         derived["train_examples"] = num_train
-        derived["epochs"] = round(train.steps * rollout.prompts_per_step / num_train, 2)
+        derived["epochs"] = round(train.steps * rollout.prompts_per_step / config.num_views / num_train, 2)
     if num_parameters is not None:
         derived["parameters"] = num_parameters
         if vocab_size is not None and hidden_size is not None and num_layers is not None and kv_width is not None:

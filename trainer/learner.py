@@ -130,6 +130,11 @@ class Learner:
         reference = reference.to(self.compute_dtype).requires_grad_(False)
         self.reference = self._packed_model(reference, None)
 
+    def move_reference(self, weights: Mapping[str, Tensor]) -> None:
+        """Let the KL term pull towards these weights (plain Hugging Face names). It must have a model of its own."""
+        assert self.reference is not None
+        load_full(self.reference.model, weights)
+
     # ---- forward -----------------------------------------------------
 
     def causal_lm(self, model: Any) -> Any:

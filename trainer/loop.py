@@ -240,6 +240,14 @@ def warn(session: Session, metrics: dict[str, float]) -> None:
             f"warning: engine and learner log-probs differ by {gap:.3f} on average (alarms.max_logprob_gap={limit:g}); "
             "the gradient is biased unless objective.mismatch corrects it"
         )
+    most = session.config.alarms.max_label_share
+    for name, share in metrics.items():
+        if name.endswith("/label_share") and share > most:
+            session.display.note(
+                f"warning: {share:.0%} of this step's questions have the same label ({name}; "
+                f"alarms.max_label_share={most:g}): the policy may have collapsed to one answer for everything, which "
+                "voting rewards; look at the answers in trajectories/"
+            )
     if metrics["groups/trained"] == 0:
         session.display.note("warning: no group of this step had differing rewards, nothing was learnt from it; "
                              "raise samples_per_prompt, or choose problems of middling difficulty")  # fmt: skip

@@ -20,7 +20,9 @@ from data import (
     check_golds,
     encode,
     encode_demonstration,
+    is_in_part,
     load_examples,
+    make_pairs,
     part,
 )
 from rollout.engine import ENGINES
@@ -44,7 +46,8 @@ class Demonstration:
 
 @dataclass(slots=True)
 class Prepared:
-    """Checked data, ready to train on. prompt_ids: token ids by example id, for all of train and eval."""
+    """Checked data, ready to train on. prompt_ids: token ids by example id, for all of train and eval. paraphrases: the
+    other view of each training example, by its id, with data.views=both."""
 
     config: Config
     tokenizer: PreTrainedTokenizerBase
@@ -56,6 +59,11 @@ class Prepared:
     demonstrations: list[Demonstration]
     prompt_ids: dict[str, list[int]]
     lines: list[str] = field(default_factory=list)
+    paraphrases: dict[str, Example] = field(default_factory=dict)
+
+    def views(self, example: Example) -> list[Example]:
+        """The prompts that a training example makes."""
+        return [example, self.paraphrases[example.id]] if self.paraphrases else [example]
 
     @property
     def run_path(self) -> Path:
@@ -111,7 +119,7 @@ def _prepare_data(
     ids: dict[str, list[int]] = {}
 
     def side(source: DataPart, key: str) -> list[Example]:
-        examples = _load_part(source, key)
+        examples = load_part(source, key)
         encoded = [encode(e, config.template, tokenizer) for e in examples]
         kept, too_long = by_prompt_tokens(examples, encoded, config.data.max_prompt_tokens, config.data.on_too_long)
         kept, bad, unchecked = check_golds(kept, runner.verify, runner.gold_response, config.data.on_bad_gold)
@@ -124,27 +132,54 @@ def _prepare_data(
         return kept
 
     train = side(config.data.train, "data.train")
+    paraphrases: dict[str, Example] = {}
+    if config.data.views == "both":
+        train, paraphrases, other_ids = _pair(config, tokenizer, train, lines)
+        ids.update(other_ids)
     evals = {e.name: side(e.source, f"data.eval[{e.name}]") for e in config.data.eval}
-    check_disjoint(train, evals)
+    check_disjoint([*train, *paraphrases.values()], evals)
     if evals:
         lines.append("train and evaluation sets share no prompt")
     demonstrations: list[Demonstration] = []
     if config.warm_start is not None:
-        shown = _load_part(config.warm_start.source, "warm_start.source")
+        shown = load_part(config.warm_start.source, "warm_start.source")
         check_disjoint(shown, evals)
         demonstrations = [Demonstration(*encode_demonstration(e, config.template, tokenizer)) for e in shown]
         _check_demonstrations(config, shown, demonstrations)
-    if config.rollout.prompts_per_batch > len(train):
+    if config.questions_per_batch > len(train):
         raise ConfigError(
-            f"A batch of {config.rollout.prompts_per_batch} prompts (rollout.prompts_per_step, times "
+            f"A batch of {config.questions_per_batch} questions (rollout.prompts_per_step, times "
             f"rollout.keep.oversample) exceeds the {len(train)} training examples.",
             where="rollout.prompts_per_step",
             fix=f"at most {len(train)}, or more data",
         )
-    return Prepared(config, tokenizer, model_config, num_parameters, runner, train, evals, demonstrations, ids, lines)
+    return Prepared(
+        config, tokenizer, model_config, num_parameters, runner, train, evals, demonstrations, ids, lines, paraphrases
+    )
 
 
-def _load_part(source: DataPart, key: str) -> list[Example]:
+def _pair(
+    config: Config, tokenizer: PreTrainedTokenizerBase, train: list[Example], lines: list[str]
+) -> tuple[list[Example], dict[str, Example], dict[str, list[int]]]:
+    """(training examples with a paraphrase that fits, these by the id of the example, their token ids by their own)."""
+    source = config.data.train
+    pairs = make_pairs(train, lambda other: is_in_part(other, source.part, source.eval_percent))
+    encoded = [encode(e, config.template, tokenizer) for e in pairs.paraphrases]
+    kept, too_long = by_prompt_tokens(
+        pairs.paraphrases, encoded, config.data.max_prompt_tokens, config.data.on_too_long
+    )
+    ids = {e.id: tokens for e, tokens in zip(pairs.paraphrases, encoded, strict=True)}
+    fits = {e.id for e in kept}
+    of_id = {o.id: p for o, p in zip(pairs.originals, pairs.paraphrases, strict=True) if p.id in fits}
+    left_out = {"without a paraphrase": pairs.without_paraphrase, "with one on the other side of the split":
+                pairs.on_the_other_side, "with one that is too long": too_long}  # fmt: skip
+    shown = "".join(f", {len(names)} {why}" for why, names in left_out.items() if names)
+    lines.append(f"data.views=both: {len(of_id)} pairs{shown and '; left out' + shown[1:]}")
+    return [o for o in pairs.originals if o.id in of_id], of_id, {name: ids[name] for name in fits}
+
+
+def load_part(source: DataPart, key: str) -> list[Example]:
+    """The examples that a recipe asks for at `key`. Raises `DataError`."""
     examples = part(load_examples(source.kind, source.options, key=key), source.part, source.eval_percent)
     examples = examples[: source.max_examples]
     if not examples:

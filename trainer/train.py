@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -147,6 +147,7 @@ class Session:
         self.prepared = prepare(config)
         self.stop_requested = False
         self.stale: StaleWeights | None = None
+        self.synced_step = 0
         self.train_examples: list[Example] = self.prepared.train
         self.display = Display(config.train.steps, live=None, silent=not self.world.is_main)
         records = RunFolder if self.world.is_main else NoRecords
@@ -170,6 +171,9 @@ class Session:
             tuple(config.rollout.stop),
             self.prepared.train,
             self.prepared.prompt_ids,
+            self.learner.weights,
+            self.generate_with,
+            self.learner.move_reference,
         )
         self.sources: list[Source] = []
         self.source_names = names_of([part.kind for part in config.sources])
@@ -238,6 +242,7 @@ class Session:
     def sync(self, step: int) -> None:
         """Give the engine the weights that the next rollouts come from: the learner's, or with `train.max_stale_steps`
         those of the last step at which they were renewed. With rollouts ahead they are remembered for a checkpoint."""
+        self.synced_step = step
         period = self.config.train.max_stale_steps + 1
         if period == 1 and self.ahead is None:
             self.engine.load_weights(self.learner.weights(), step)
@@ -283,6 +288,21 @@ class Session:
     def _scoring_engine(self) -> ScoringEngine | None:
         own = self.engine.own if isinstance(self.engine, SharedEngine) else self.engine
         return cast(ScoringEngine, self.engine) if isinstance(own, ScoringEngine) else None
+
+    def generate_with(
+        self,
+        weights: Mapping[str, Tensor],
+        prompts: Sequence[Prompt],
+        samples_per_prompt: int,
+        sampling: SamplingParams,
+        seed: int,
+    ) -> list[Trajectory]:
+        """Samples of other weights for a reward source; afterwards the engine has those of `sync` again."""
+        self.engine.load_weights(weights, -1)
+        try:
+            return self.engine.generate(prompts, samples_per_prompt, sampling, seed)
+        finally:
+            self.sync(self.synced_step)
 
     def models(self) -> dict[str, CoTrained]:
         """Every model that learns beside the policy, by the folder that a checkpoint keeps it in."""
@@ -543,9 +563,9 @@ def start(session: Session) -> LoopState:
             session.display.note(f"balanced by repetition: {len(kept)} prompts an epoch, "
                                  f"{len({e.id for e in kept})} of them different")  # fmt: skip
         session.keep_examples([e.id for e in kept])
-    if config.rollout.prompts_per_batch > len(session.train_examples):
+    if config.questions_per_batch > len(session.train_examples):
         raise RunError(f"Only {len(session.train_examples)} training examples are left for batches of "
-                       f"{config.rollout.prompts_per_batch} prompts.", where="data.difficulty",
+                       f"{config.questions_per_batch} questions.", where="data.difficulty",
                        fix="widen the band or use more data")  # fmt: skip
     state = LoopState(Sampler(len(session.train_examples), config.seed))
     metrics = preflight | session.evaluate_all(state)

@@ -163,7 +163,7 @@ def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
 
 def _runner(parsed: argparse.Namespace) -> Runner:
     _require_positive({"--timeout-s": parsed.timeout_s, "--memory-mb": parsed.memory_mb, "--workers": parsed.workers})
-    return Runner(parsed.kind, _options(parsed.option), timeout_s=parsed.timeout_s, memory_mb=parsed.memory_mb,
+    return Runner(parsed.kind, key_values(parsed.option), timeout_s=parsed.timeout_s, memory_mb=parsed.memory_mb,
                   workers=parsed.workers, key="--option")  # fmt: skip
 
 
@@ -173,12 +173,14 @@ def _require_positive(values: Mapping[str, float]) -> None:
             raise ConfigError(f"{name} must be positive, not {value}.", where=name)
 
 
-def _options(words: Sequence[str]) -> dict[str, Any]:
+def key_values(words: Sequence[str], where: str = "--option") -> dict[str, Any]:
+    """KEY=VALUE words as a mapping; values are JSON where they can be read as JSON. Raises `ConfigError` naming
+    `where`."""
     options: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key or key in options:
-            raise ConfigError(f"--option {word!r} is not KEY=VALUE with a key of its own.", where="--option")
+            raise ConfigError(f"{where} {word!r} is not KEY=VALUE with a key of its own.", where=where)
         try:
             options[key] = json.loads(text)
         except ValueError:

@@ -22,7 +22,9 @@ RECIPES = {
     "quickstart": [],
     "prime_chain": [],
     "quickstart-ppo-shared": ["objective=ppo_shared"],
-}
+    "co_reward_chain": ["sources.0.version=III", "sources.0.teacher={share_start: 0.5, is_kl_reference: true}",
+                        "objective.kl.coef=0.01"],
+}  # fmt: skip
 
 
 def training(folder, recipe, *overrides):
