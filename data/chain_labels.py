@@ -126,4 +126,3 @@ def repeat_lines(lines: Sequence[str], max_repeats: int, rng: random.Random) -> 
     if rng.random() < 0.5:
         return "".join(lines)
     return "".join(line * (1 + rng.randint(0, max_repeats)) for line in lines[:-1]) + "".join(lines[-1:])
-

@@ -190,7 +190,8 @@ class PairTable:
 
     def _conversations(self, reader: FieldReader) -> tuple[tuple[Message, ...], str, str]:
         sides: list[list[Message]] = []
-        for name, option in ((self.options.chosen_field, "chosen_field"), (self.options.rejected_field, "rejected_field")):  # fmt: skip
+        fields = {"chosen_field": self.options.chosen_field, "rejected_field": self.options.rejected_field}
+        for option, name in fields.items():
             turns = reader.value(name, option)
             if not isinstance(turns, list) or len(turns) < 2:
                 reader.fail(name, "must be a conversation of at least two messages when there is no prompt_field",

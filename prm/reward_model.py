@@ -23,13 +23,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from data.labelled import Labelled, LabelledResponse, Pair
+from data.labelled import Labelled
 from data.template import TemplateOptions
 from prm.bench.calibration import brier, expected_calibration_error
 from prm.bench.ranking import auc
 from prm.cotrained import BatchLoss, CoTrained, ModelSetup
 from rollout.models import load_tokenizer
-from rollout.options import ModelConfig, OptimConfig
+from rollout.options import ModelConfig, OptimConfig, WriterConfig
 from rollout.packing import PackedBatch, TokenSequence
 from verifiers.errors import DataError, ModelError
 from verifiers.options import Options as BaseOptions
@@ -64,20 +64,16 @@ class TooLong(DataError):
         )
 
 
-# (model, prompts in token ids, most tokens) -> what the model writes after each, most likely token first
-Write = Callable[[CoTrained, Sequence[Sequence[int]], int], list[str]]
-
-
 @dataclass(frozen=True, slots=True)
 class FitContext:
-    """tokenizer and template: how prompts become token ids. max_tokens: of an encoded example. write: for models that
+    """tokenizer and template: how prompts become token ids. max_tokens: of an encoded example. writer: of models that
     write their score."""
 
     tokenizer: PreTrainedTokenizerBase
     template: TemplateOptions
     max_tokens: int
     seed: int
-    write: Write
+    writer: WriterConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +116,9 @@ class RewardModel:
     ) -> Evaluation:
         """How good the model is on held-out examples."""
         raise NotImplementedError
+
+    def close(self) -> None:
+        """Free what it holds beside the model."""
 
 
 REWARD_MODELS: Registry[type[RewardModel]] = Registry("reward model", "prm")
@@ -216,7 +215,7 @@ def open_reward_model(
     *,
     key: str,
     optim: OptimConfig | None = None,
-    write: Write | None = None,
+    writer: WriterConfig | None = None,
 ) -> tuple[CoTrained, RewardModel]:
     """(the model with its weights, frozen without `optim`; its kind, which encodes as in training) of a folder that
     `assay train` left: a checkpoint, or the ``hf`` folder in it. `setup` says how it is run; tokenizer and architecture
@@ -229,16 +228,16 @@ def open_reward_model(
                       gradient_checkpointing=options.gradient_checkpointing)  # fmt: skip
     setup = dataclasses.replace(setup, model=own)
     kind_of = REWARD_MODELS.get(card.kind, key=key)
-    context = FitContext(load_tokenizer(own), card.template, card.max_tokens, setup.seed, write or _writes_nothing)
+    context = FitContext(load_tokenizer(own), card.template, card.max_tokens, setup.seed, writer or WriterConfig())
     reward_model = kind_of(parse_options(kind_of.Options, card.options, f"{folder / CARD}, options"), context)
     if not list(folder.glob("*.safetensors")):
         raise ModelError(f"{path} holds no weights.", where=key, fix="name a checkpoint that was written to its end")
     model = build(reward_model, setup, optim)
     try:
-        model.load(folder, {"optimizer": model.optimizer.state_dict(), "optimizer_steps": 0} if model.optimizer else {})
+        model.load(folder, model.state_dict())
     except (KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{path} does not hold the weights of a reward model: {str(error).splitlines()[0]}",
-                         where=key, fix=f"name a folder that `assay train` wrote for kind {kind}") from error  # fmt: skip
+                         where=key, fix=f"name what `assay train` wrote for kind {kind}") from error  # fmt: skip
     return model, reward_model
 
 
@@ -272,12 +271,3 @@ def _read_card(folder: Path, kind: str, key: str) -> Card:
         raise ModelError(f"{folder} holds a reward model of kind '{card.kind}', not '{kind}'.", where=key,
                          fix=f"use it with the kind {card.kind}")  # fmt: skip
     return card
-
-
-def _writes_nothing(_model: CoTrained, _prompts: Sequence[Sequence[int]], _limit: int) -> list[str]:
-    raise ModelError("This reward model writes its score, and nothing was given to write with.")
-
-
-__all__ = ["CARD", "REWARD_MODELS", "Card", "Evaluation", "FitContext", "LabelledResponse", "Pair", "RewardModel",
-           "TokenIds", "TooLong", "Write", "binary_metrics", "build", "flat", "loss_of_scores", "open_reward_model",
-           "per_response_loss", "scores_of", "sigmoid", "whole", "write_card"]  # fmt: skip
