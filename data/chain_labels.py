@@ -3,12 +3,6 @@
 The wrong response of a pair is as long as the right one and wrong in the way of a confident solver: one operation has
 another result, and everything after it is carried on from there. So neither length nor odd-looking text gives it away;
 only the arithmetic does.
-
-The conciseness level is a stand-in for a large model's judgement. It counts what a reader would call long-winded:
-
-    level = 1 - 0.1 * (different lines of working) - 0.2 * (lines that repeat an earlier one), at least 0.1
-
-An answer without working has level 1, and so has an empty response: conciseness says nothing about being right.
 """
 
 from __future__ import annotations
@@ -18,20 +12,9 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from data.chain import ANSWER_MARK, Chain, Expression, Rule
+from data.chain import ANSWER_MARK, Chain, Expression, Rule, conciseness_level
 from data.example import Example
 from data.labelled import LABELLED_DATA, LabelledResponse, Pair
-
-LEVELS = tuple(round(0.1 * k, 1) for k in range(1, 11))
-WORKING, REPEATED = 0.1, 0.2  # what a line costs
-
-
-def conciseness_level(response: str) -> float:
-    """One of `LEVELS`."""
-    lines = [line for line in response.splitlines() if line and not line.startswith(ANSWER_MARK)]
-    different = len(set(lines))
-    level = 1 - WORKING * different - REPEATED * (len(lines) - different)
-    return max(LEVELS[0], round(level, 1))
 
 
 def wrong_solution(example: Example, rng: random.Random) -> str:
@@ -71,25 +54,27 @@ class ChainPairs:
     """For each expression its demonstration, preferred to a wrong solution."""
 
     class Options(Chain.Options):
-        """flip_share: share of the pairs whose sides are swapped. 0.25 is the label noise of the ensembles' paper; with
-        0.5 nothing can be learnt, which is the control."""
+        """per_expression: pairs of each, with wrong solutions drawn anew. flip_share: share of the pairs whose sides
+        are swapped. 0.25 is the label noise of the ensembles' paper; with 0.5 nothing can be learnt, the control."""
 
+        per_expression: int = Field(default=1, ge=1)
         flip_share: float = Field(default=0.0, ge=0, le=1)
 
     def __init__(self, options: Options):
         self.options = options
 
     def load(self) -> list[Pair]:
-        examples = Chain(self.options).load()
+        several = range(self.options.per_expression)
+        examples = [(example, f"{example.id}/{k}") for example in Chain(self.options).load() for k in several]
         rng = random.Random(f"chain pairs/{self.options.seed}")
         flipped = set(rng.sample(range(len(examples)), round(self.options.flip_share * len(examples))))
-        return [self._pair(example, i in flipped, rng) for i, example in enumerate(examples)]
+        return [self._pair(example, id_, i in flipped, rng) for i, (example, id_) in enumerate(examples)]
 
-    def _pair(self, example: Example, flipped: bool, rng: random.Random) -> Pair:
+    def _pair(self, example: Example, id_: str, flipped: bool, rng: random.Random) -> Pair:
         assert example.solution is not None
         sides = [example.solution, wrong_solution(example, rng)]
         chosen, rejected = reversed(sides) if flipped else sides
-        return Pair(example.id, example.prompt, chosen, rejected)
+        return Pair(id_, example.prompt, chosen, rejected)
 
 
 @LABELLED_DATA.register("chain_levels")

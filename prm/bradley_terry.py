@@ -6,8 +6,8 @@
 s_w and s_l are the scores of the preferred and of the other response. The likelihood knows differences only, so scores
 may drift; the two regularisers hold them. A margin asks for a distance where the data say how much better one is.
 
-Sources: Bradley and Terry 1952; margin: Llama 2, arXiv:2307.09288, eq. 2; score_l2: Open-Assistant's `RMLoss`, with which
-the ensembles of arXiv:2310.02743 are trained (0.001); centre: Eisenstein et al., arXiv:2312.09244 (0.01 in TRL).
+Sources: Bradley and Terry 1952; margin: Llama 2, arXiv:2307.09288, eq. 2; score_l2: Open-Assistant's `RMLoss`, with
+which the ensembles of arXiv:2310.02743 are trained (0.001); centre: Eisenstein et al., arXiv:2312.09244 (0.01 in TRL).
 
 Shapes: P pairs; N sequences, chosen and rejected of each pair in turn.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from data.example import Example, Message
-from data.labelled import Pair
+from data.labelled import LabelledResponse, Pair
 from data.template import encode_demonstration
 from prm.bench.calibration import brier, expected_calibration_error
 from prm.bench.ranking import auc, rank_correlation
@@ -38,6 +38,7 @@ from prm.reward_model import (
     flat,
     loss_of_scores,
     open_reward_model,
+    response_of,
     scores_of,
     sigmoid,
     whole,
@@ -111,6 +112,16 @@ class BradleyTerry(RewardModel):
         lengths = [float(len(one.prompt_ids)) for one in flat(sequences)]
         return Evaluation(pair_metrics(scores[0::2], scores[1::2]) | length_bias(scores, lengths), rows)
 
+    def score(self, model: CoTrained, asked: Sequence[LabelledResponse]) -> list[float | None]:
+        sequences: dict[int, TokenIds] = {}
+        for i, one in enumerate(asked):
+            try:
+                sequences[i] = self.sequence(one.id, one.prompt, one.response)
+            except TooLong:
+                continue
+        known = dict(zip(sequences, scores_of(model, list(sequences.values())), strict=True))
+        return [known.get(i) for i in range(len(asked))]
+
 
 def pair_metrics(chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, float]:
     """accuracy: pairs whose chosen one scores strictly higher. tied_share. auc: of all chosen against all rejected, so
@@ -157,26 +168,12 @@ class BradleyTerrySource(Source):
         self.kind = kind
 
     def score(self, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> Signal:
-        raw_N = judge(self.model, self.kind, trajectories, examples)
+        asked = [response_of(t, e) for t, e in zip(trajectories, examples, strict=True)]
+        scores = self.kind.score(self.model, asked)
+        raw_N = torch.tensor([math.nan if s is None else s for s in scores], dtype=torch.float32)
         known_N = ~raw_N.isnan()
         outcome_N = raw_N.sigmoid() if self.options.output == "sigmoid" else raw_N
         metrics = {"too_long_share": 1 - float(known_N.double().mean())}
         if bool(known_N.any()):
             metrics |= {"score_mean": float(raw_N[known_N].double().mean())}
-        labels = {"score": [None if math.isnan(s) else s for s in raw_N.tolist()]}
-        return Signal(outcome_N, labels=labels, metrics=metrics)
-
-
-def judge(
-    model: CoTrained, kind: BradleyTerry, trajectories: Sequence[Trajectory], examples: Sequence[Example]
-) -> Tensor:
-    """Raw scores, float32 [N]; NaN for what is too long."""
-    sequences: dict[int, TokenIds] = {}
-    for i, (trajectory, example) in enumerate(zip(trajectories, examples, strict=True)):
-        try:
-            sequences[i] = kind.sequence(example.id, example.prompt, trajectory.text)
-        except TooLong:
-            continue
-    score_N = torch.full((len(trajectories),), math.nan)
-    score_N[list(sequences)] = torch.tensor(scores_of(model, list(sequences.values())), dtype=torch.float32)
-    return score_N
+        return Signal(outcome_N, labels={"score": scores}, metrics=metrics)

@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from data.labelled import Labelled
+from data.example import Example
+from data.labelled import Labelled, LabelledResponse
 from data.template import TemplateOptions
 from prm.bench.calibration import brier, expected_calibration_error
 from prm.bench.ranking import auc
@@ -31,6 +32,7 @@ from prm.cotrained import BatchLoss, CoTrained, ModelSetup
 from rollout.models import load_tokenizer
 from rollout.options import ModelConfig, OptimConfig, WriterConfig
 from rollout.packing import PackedBatch, TokenSequence
+from rollout.trajectory import Trajectory
 from verifiers.errors import DataError, ModelError
 from verifiers.options import Options as BaseOptions
 from verifiers.options import parse_options
@@ -88,11 +90,12 @@ class RewardModel:
     """A kind of reward model: how an example becomes token ids, what is minimised, how it is judged.
 
     head: ``scalar``, one number from a linear head without a bias, read after the last token; ``lm``, a language model
-    that writes its score. takes: what its examples are. Built as ``Class(options, context)``.
+    that writes its score. takes: what its examples are. scale: of `score`. Built as ``Class(options, context)``.
     """
 
     head: ClassVar[Literal["scalar", "lm"]] = "scalar"
     takes: ClassVar[type[Labelled]]
+    scale: ClassVar[Literal["probability", "real"]] = "real"
 
     class Options(BaseOptions):
         pass
@@ -117,11 +120,22 @@ class RewardModel:
         """How good the model is on held-out examples."""
         raise NotImplementedError
 
+    def score(self, model: CoTrained, asked: Sequence[LabelledResponse]) -> list[float | None]:
+        """One score a response, whose label is not looked at; None for one that cannot be scored (it is too long). The
+        use of the model: in a reward source and in `assay bench rm`."""
+        raise NotImplementedError
+
     def close(self) -> None:
         """Free what it holds beside the model."""
 
 
 REWARD_MODELS: Registry[type[RewardModel]] = Registry("reward model", "prm")
+
+
+def response_of(trajectory: Trajectory, example: Example) -> LabelledResponse:
+    """A rollout as `RewardModel.score` takes it, without a label."""
+    reference = example.gold if isinstance(example.gold, str) else None
+    return LabelledResponse(example.id, example.prompt, trajectory.text, math.nan, reference, example.meta)
 
 
 def flat(sequences: Sequence[Sequence[TokenIds]]) -> list[TokenIds]:
@@ -220,9 +234,10 @@ def open_reward_model(
     """(the model with its weights, frozen without `optim`; its kind, which encodes as in training) of a folder that
     `assay train` left: a checkpoint, or the ``hf`` folder in it. `setup` says how it is run; tokenizer and architecture
     are the folder's own. Raises `ModelError`, naming the recipe's `key`, for a folder that is not such a model."""
-    folder = Path(path).expanduser()
-    folder = folder / "hf" if (folder / "hf").is_dir() else folder
-    card = _read_card(folder, kind, key)
+    folder, card = _folder_of(path), read_card(path, key=key)
+    if card.kind != kind:
+        raise ModelError(f"{path} holds a reward model of kind '{card.kind}', not '{kind}'.", where=key,
+                         fix=f"use it with the kind {card.kind}")  # fmt: skip
     options = setup.model
     own = ModelConfig(path=str(folder), compute_dtype=options.compute_dtype, master_dtype=options.master_dtype,
                       gradient_checkpointing=options.gradient_checkpointing)  # fmt: skip
@@ -248,7 +263,14 @@ def build(reward_model: RewardModel, setup: ModelSetup, optim: OptimConfig | Non
     return CoTrained(setup, "scalar", optim, read="after", head_bias=False, exported_as="sequence")
 
 
-def _read_card(folder: Path, kind: str, key: str) -> Card:
+def _folder_of(path: str) -> Path:
+    folder = Path(path).expanduser()
+    return folder / "hf" if (folder / "hf").is_dir() else folder
+
+
+def read_card(path: str, *, key: str) -> Card:
+    """What the folder of a reward model says of it. Raises `ModelError` naming `key`."""
+    folder = _folder_of(path)
     if not folder.is_dir():
         raise ModelError(
             f"There is no reward model at {folder}.",
@@ -266,8 +288,4 @@ def _read_card(folder: Path, kind: str, key: str) -> Card:
             fix='for a model of another tool write one: {"kind": "bt_rm", "template": {"kind": "chat"}, '
             '"max_tokens": 4096}',
         ) from error
-    card = parse_options(Card, values, str(file))
-    if card.kind != kind:
-        raise ModelError(f"{folder} holds a reward model of kind '{card.kind}', not '{kind}'.", where=key,
-                         fix=f"use it with the kind {card.kind}")  # fmt: skip
-    return card
+    return parse_options(Card, values, str(file))
