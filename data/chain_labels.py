@@ -67,7 +67,8 @@ class ChainPairs:
         several = range(self.options.per_expression)
         examples = [(example, f"{example.id}/{k}") for example in Chain(self.options).load() for k in several]
         rng = random.Random(f"chain pairs/{self.options.seed}")
-        flipped = set(rng.sample(range(len(examples)), round(self.options.flip_share * len(examples))))
+        flips = random.Random(f"chain flips/{self.options.seed}")  # of its own: the pairs are those of no flips
+        flipped = set(flips.sample(range(len(examples)), round(self.options.flip_share * len(examples))))
         return [self._pair(example, id_, i in flipped, rng) for i, (example, id_) in enumerate(examples)]
 
     def _pair(self, example: Example, id_: str, flipped: bool, rng: random.Random) -> Pair:

@@ -20,7 +20,7 @@ from pydantic import Field
 from data.example import Message, content_key
 from data.rows import FieldReader, Row
 from data.sources import FileOptions, HubSource, JsonlSource, resolve_path
-from verifiers.errors import ConfigError, DataError, did_you_mean
+from verifiers.errors import ConfigError, DataError
 from verifiers.options import Options as BaseOptions
 from verifiers.options import parse_options
 from verifiers.registry import Registry
@@ -239,7 +239,7 @@ class LabelledTable:
         )
 
 
-def expect(rows: Sequence[Labelled], kind: type[L], *, key: str) -> list[L]:
+def expect(rows: Sequence[Labelled], kind: type[Labelled], *, key: str) -> list[Labelled]:
     """`rows`, all of type `kind`. Raises `ConfigError` for a source of the other type."""
     other = next((row for row in rows if not isinstance(row, kind)), None)
     if other is not None:
@@ -247,6 +247,6 @@ def expect(rows: Sequence[Labelled], kind: type[L], *, key: str) -> list[L]:
         raise ConfigError(
             f"This kind of reward model is trained on {names[kind]}, and the source gives {names[type(other)]}.",
             where=f"{key}.kind",
-            fix=did_you_mean("pairs" if kind is Pair else "labelled", LABELLED_DATA.names()),
+            fix="for pairs use the kind pairs, for labelled responses the kind labelled, or a generator of them",
         )
-    return [row for row in rows if isinstance(row, kind)]
+    return list(rows)

@@ -103,7 +103,8 @@ class Trained:
         self._model: CoTrained
         self._kind: RewardModel
         self._model, self._kind = open_reward_model(folder, kind, setup, key="--model")
-        self.name, self.scale = kind, self._kind.scale
+        self.name: str = kind
+        self.scale: Scale = self._kind.scale
 
     def score(self, asked: Sequence[LabelledResponse]) -> list[float | None]:
         return self._kind.score(self._model, asked)
