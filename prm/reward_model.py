@@ -134,7 +134,8 @@ REWARD_MODELS: Registry[type[RewardModel]] = Registry("reward model", "prm")
 
 def response_of(trajectory: Trajectory, example: Example) -> LabelledResponse:
     """A rollout as `RewardModel.score` takes it, without a label."""
-    reference = example.gold if isinstance(example.gold, str) else None
+    gold = example.gold
+    reference = gold if isinstance(gold, str) else json.dumps(gold, ensure_ascii=False)
     return LabelledResponse(example.id, example.prompt, trajectory.text, math.nan, reference, example.meta)
 
 
@@ -166,8 +167,11 @@ def loss_of_scores(
 
     The scores are taken once without gradient, the loss is differentiated by them, and the micro-batches minimise
     sum of (d loss / d score) * score, which has the same gradient by the weights. One more forward pass buys that the
-    packing need not know of pairs.
+    packing need not know of pairs; where one micro-batch holds all, it is not needed.
     """
+    packed = model.pack(sequences)
+    if len(packed) == 1 and len(packed[0].sequence_index) == len(sequences):
+        return _direct_loss(loss)
     score_N = torch.stack([score[-1] for score in model.outputs(sequences)]).requires_grad_()
     value, facts = loss(score_N)
     (gradient_N,) = torch.autograd.grad(value, score_N)
@@ -178,6 +182,14 @@ def loss_of_scores(
         share = len(batch.sequence_index) / len(score_N)
         reported = {name: torch.tensor(share * fact) for name, fact in facts.items()}
         return surrogate - surrogate.detach() + share * float(value), reported
+
+    return batch_loss
+
+
+def _direct_loss(loss: Callable[[Tensor], tuple[Tensor, dict[str, float]]]) -> BatchLoss:
+    def batch_loss(batch: PackedBatch, score_S: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        value, facts = loss(score_S[torch.tensor(batch.sequence_index, device=score_S.device).argsort()])
+        return value, {name: torch.tensor(fact) for name, fact in facts.items()}
 
     return batch_loss
 

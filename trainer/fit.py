@@ -8,6 +8,7 @@ model: weights that `transformers` loads, tokenizer, and ``reward_model.json``, 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from data.labelled import Labelled, expect, load_labelled
 from data.sampler import Sampler
 from data.split import check_disjoint, part
 from prm.cotrained import ModelSetup
+from prm.optim import NonFiniteError
 from prm.reward_model import REWARD_MODELS, FitContext, RewardModel, TokenIds, TooLong, build, flat, write_card
 from rollout.models import load_config, load_tokenizer
 from trainer.checkpoint import prune, rng_state, set_rng_state
@@ -112,6 +114,10 @@ def fit(config: FitConfig) -> Path:
 
     Raises `AssayError` subclasses for everything a user can act on, and `StopRequested` after saving on SIGTERM.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("Several processes were started, and reward models are trained in one.", where="WORLD_SIZE",
+                          why="every process would train the same model on its own",
+                          fix="start one process: assay train RECIPE")  # fmt: skip
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
     with FitSession(prepare_fit(config)) as session:
@@ -138,8 +144,11 @@ def run_fit(session: FitSession, state: FitState) -> None:
     while state.step < fit.steps:
         step_started = time.monotonic()
         batch = fit.train.select(state.sampler.next(config.train.examples_per_step))
-        loss = fit.reward_model.batch_loss(model, batch.examples, batch.sequences)
-        found = model.step(flat(batch.sequences), loss, f"The reward model ({config.reward_model.kind})")
+        try:
+            loss = fit.reward_model.batch_loss(model, batch.examples, batch.sequences)
+            found = model.step(flat(batch.sequences), loss, f"The reward model ({config.reward_model.kind})")
+        except NonFiniteError as error:
+            raise not_finite(error, batch, state.step + 1) from error
         state.step += 1
         metrics = {f"train/{name}": value for name, value in found.items()}
         if due(config.eval.every_steps, state.step, fit.steps):
@@ -157,6 +166,16 @@ def run_fit(session: FitSession, state: FitState) -> None:
                     f"stopped by SIGTERM after step {state.step}; saved {path}; the same command resumes"
                 )
     state.wall_seconds += time.monotonic() - started
+
+
+def not_finite(error: NonFiniteError, batch: Examples, step: int) -> RunError:
+    """The same error, naming the examples."""
+    owner = [example.id for example, own in zip(batch.examples, batch.sequences, strict=True) for _ in own]
+    ids = list(dict.fromkeys(owner[i] for i in error.sequences))
+    shown = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+    return RunError(error.what, where=f"step {step}, examples {shown}",
+                    why="a step would destroy the weights; the checkpoints before it are as they were",
+                    fix="lower optim.lr or optim.grad_clip, and look at these examples")  # fmt: skip
 
 
 class FitSession:

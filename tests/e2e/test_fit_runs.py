@@ -101,6 +101,20 @@ def test_the_bench_takes_a_trained_model(trained: dict[str, Path], tmp_path: Pat
     assert json.loads((out / "report.json").read_text())["scorers"]["bt_rm"]["rewardmath"]["problems"] == 1
 
 
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_examples(tmp_path: Path, capsys) -> None:
+    wild = ["optim.lr=1e18", "optim.warmup_steps=0", "optim.schedule=constant"]
+    assert cli.main(["train", "bt_rm_chain", f"run.dir={tmp_path}", *SMALL, *wild]) == 2
+    message = capsys.readouterr().err
+    assert "is not finite" in message
+    assert "examples chain-" in message
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["train", "bt_rm_chain", f"run.dir={tmp_path}", *SMALL]) == 2
+    assert "in one" in capsys.readouterr().err
+
+
 # ---- beside a policy ---------------------------------------------
 
 DATA = "{kind: chain, count: 60, part: all, min_operands: 4, max_operands: 4, modulus: 2, direct_share: 0.5}"
