@@ -177,7 +177,7 @@ def test_too_long_examples_stop_or_are_left_out_and_counted(tmp_path: Path) -> N
     mixed = ["data.max_tokens=23", "data.on_too_long=skip", "data.train.min_operands=3", "data.train.max_operands=5"]
     found = prepared("bt_rm_chain", tmp_path, *mixed)
     assert "too long" in found.lines[0]
-    assert 0 < len(found.train.examples) < 80
+    assert 0 < len(found.train.examples) < 120
 
 
 def test_questions_that_train_and_evaluation_share_are_refused(tmp_path: Path) -> None:
