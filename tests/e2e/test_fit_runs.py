@@ -207,7 +207,7 @@ def test_what_cannot_be_run_is_named(tmp_path: Path, override: str, message: str
 
 def test_epochs_are_counted_in_steps() -> None:
     train = load_any("bt_rm_chain", ["train.steps=null", "train.epochs=1.5"]).train
-    assert train.total_steps(100) == 3  # 1.5 * 100 / 64
+    assert train.total_steps(100) == 5  # 1.5 * 100 / 32
 
 
 def test_a_reward_models_recipe_is_not_evaluated_as_a_policys(capsys) -> None:
