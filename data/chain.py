@@ -15,6 +15,11 @@ The gold is the answer as text. Read responses with a verifier that takes what f
 
 The step oracle (`check_steps`) accepts any operation that the rule allows next (left to right: exactly one; standard:
 any whose neighbours do not bind its operands first), and an answer from any line, so that a direct answer is one step.
+
+The conciseness level of a response stands in for a large model's judgement. It counts what a reader would call
+long-winded, and says nothing about being right; an answer without working has level 1, and so has an empty response:
+
+    level = 1 - 0.1 * (different lines of working) - 0.2 * (lines that repeat an earlier one), at least 0.1
 """
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ from verifiers.errors import DataError
 from verifiers.options import Options as BaseOptions
 
 ANSWER_MARK = "#"
+WORKING_COST, REPEAT_COST = 0.1, 0.2  # of a line, in conciseness
 _EXPRESSION = re.compile(r"[0-9]{1,18}(?:[+*-][0-9]{1,18})*")
 _ANSWER = re.compile(r"# *([0-9]{1,18}) *")
 
@@ -144,13 +150,22 @@ class _Judge:
         return follows, self.rule.value(expression) == self.truth
 
 
+def conciseness_level(response: str) -> float:
+    """0.1, 0.2 .. 1.0."""
+    lines = [line for line in response.splitlines() if line and not line.startswith(ANSWER_MARK)]
+    different = len(set(lines))
+    level = 1 - WORKING_COST * different - REPEAT_COST * (len(lines) - different)
+    return max(0.1, round(level, 1))
+
+
 @DATA_SOURCES.register("chain")
 class Chain:
     """Generates distinct expressions with gold answer, demonstration and step oracle. See the module docstring."""
 
     class Options(BaseOptions):
         """count: examples to make. operators: a subset of ``+-*``, as one text. direct_share: share of the examples
-        whose demonstration answers directly instead of using the scratchpad. seed: another seed, other expressions."""
+        whose demonstration answers directly instead of using the scratchpad. repeat_share: chance that a line of a
+        demonstration is written twice, as language models do. seed: another seed, other expressions."""
 
         count: int = Field(ge=1)
         seed: int = 0
@@ -160,6 +175,7 @@ class Chain:
         operators: str = "+-*"
         precedence: Precedence = "left_to_right"
         direct_share: float = Field(default=0.0, ge=0.0, le=1.0)
+        repeat_share: float = Field(default=0.0, ge=0.0, le=1.0)
 
         @field_validator("operators")
         @classmethod
@@ -176,6 +192,7 @@ class Chain:
 
     check_steps = staticmethod(check_steps)
     paraphrase = staticmethod(paraphrase)
+    conciseness_level = staticmethod(conciseness_level)
 
     def __init__(self, options: Options):
         self.options = options
@@ -225,7 +242,9 @@ class Chain:
 
     def _example(self, expression: Expression, direct: bool) -> Example:
         answer = f"{ANSWER_MARK}{self.rule.value(expression)}"
-        scratchpad = "".join(f"{line.text}\n" for line in self.rule.lines(expression))
+        rng = random.Random(f"chain repeats/{self.options.seed}/{expression.text}")
+        lines = [f"{line.text}\n" for line in self.rule.lines(expression)]
+        scratchpad = "".join(line * (1 + (rng.random() < self.options.repeat_share)) for line in lines)
         return Example(
             id=f"chain-{expression.text}",
             prompt=(Message("user", f"{expression.text}="),),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,10 @@ class Example:
         return self.prompt[-1].content
 
     def content_key(self) -> str:
-        """Hash of the prompt, case and white space folded: two examples with the same key ask the same thing."""
-        text = json.dumps([[m.role, " ".join(m.content.lower().split())] for m in self.prompt])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return content_key(self.prompt)
+
+
+def content_key(prompt: Sequence[Message]) -> str:
+    """Hash of a prompt, case and white space folded: two prompts with the same key ask the same thing."""
+    text = json.dumps([[m.role, " ".join(m.content.lower().split())] for m in prompt])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -93,100 +93,113 @@ def require_columns(columns: Iterable[str], options: RowOptions, *, source: str)
     return list(dict.fromkeys(options.roles_of_fields().values()))
 
 
-class _RowReader:
-    """Reads one row; every method returns a checked value or raises `DataError`."""
+class FieldReader:
+    """Reads the fields of one row; every method returns a checked value or raises `DataError`."""
 
-    def __init__(self, row: Row, options: RowOptions, source: str):
-        self.row, self.options, self.source = row, options, source
+    def __init__(self, row: Row, source: str):
+        self.row, self.source = row, source
 
-    def example(self, default_id: str) -> Example:
-        options = self.options
-        return Example(
-            id=default_id if options.id_field is None else self._id(options.id_field),
-            prompt=self._prompt(options.prompt_field),
-            gold=None if options.gold_field is None else self._gold(options.gold_field),
-            solution=None if options.solution_field is None else self._solution(options.solution_field),
-            meta={name: self._plain(name, self._value(name, "meta_fields")) for name in options.meta_fields},
-        )
-
-    def _fail(self, field: str, problem: str, fix: str) -> NoReturn:
+    def fail(self, field: str, problem: str, fix: str) -> NoReturn:
         raise DataError(
             f"Field '{field}' {problem}.", where=f"{self.source}, {self.row.place}, field '{field}'", fix=fix
         )
 
-    def _value(self, field: str, option: str) -> Any:
+    def value(self, field: str, option: str) -> Any:
         if field not in self.row.fields:
             near = did_you_mean(field, self.row.fields)
-            self._fail(field, "is missing", f"add it to the row, or set {option} to a field the rows have: {near}")
+            self.fail(field, "is missing", f"add it to the row, or set {option} to a field the rows have: {near}")
         return self.row.fields[field]
 
-    def _id(self, field: str) -> str:
-        value = self._value(field, "id_field")
+    def id(self, field: str) -> str:
+        value = self.value(field, "id_field")
         if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-            self._fail(field, f"must be text or an integer to be an id, got {_shown(value)}", "fix the row's id")
+            self.fail(field, f"must be text or an integer to be an id, got {_shown(value)}", "fix the row's id")
         return str(value)
 
-    def _prompt(self, field: str) -> tuple[Message, ...]:
-        value = self._value(field, "prompt_field")
+    def prompt(self, field: str) -> tuple[Message, ...]:
+        value = self.value(field, "prompt_field")
         if isinstance(value, str):
-            return (Message("user", self._not_blank(field, value)),)
+            return (Message("user", self.not_blank(field, value)),)
         if not isinstance(value, list):
-            self._fail(field, f"must be text or a list of chat messages, got {_shown(value)}", "fix the row's prompt")
+            self.fail(field, f"must be text or a list of chat messages, got {_shown(value)}", "fix the row's prompt")
         if not value:
-            self._fail(field, "is an empty list of messages", "give it at least one user message")
-        messages = tuple(self._message(field, turn) for turn in value)
+            self.fail(field, "is an empty list of messages", "give it at least one user message")
+        messages = tuple(self.message(field, turn) for turn in value)
         if messages[-1].role != "user":
-            self._fail(
+            self.fail(
                 field,
                 f"ends with a message of role '{messages[-1].role}'",
                 "end with the user's question; text to start the answer with belongs in template.response_prefix",
             )
         return messages
 
-    def _message(self, field: str, turn: Any) -> Message:
+    def message(self, field: str, turn: Any) -> Message:
         well_formed = isinstance(turn, Mapping) and all(isinstance(turn.get(k), str) for k in ("role", "content"))
         if not well_formed:
-            self._fail(field, f"holds {_shown(turn)}", 'write each message as {"role": "user", "content": "..."}')
+            self.fail(field, f"holds {_shown(turn)}", 'write each message as {"role": "user", "content": "..."}')
         if turn["role"] not in ROLES:
-            self._fail(field, f"has a message of role '{turn['role']}'", did_you_mean(turn["role"], ROLES))
-        return Message(turn["role"], self._not_blank(field, turn["content"]))
+            self.fail(field, f"has a message of role '{turn['role']}'", did_you_mean(turn["role"], ROLES))
+        return Message(turn["role"], self.not_blank(field, turn["content"]))
+
+    def not_blank(self, field: str, text: str) -> str:
+        if not text.strip():
+            self.fail(field, "is empty", "fill it in, or remove the row")
+        return text
+
+    def plain(self, field: str, value: Any) -> Any:
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            self.fail(field, f"holds {_shown(value)}, which is not plain JSON data ({error})", "convert or remove it")
+        return value
+
+
+class _RowReader(FieldReader):
+    def __init__(self, row: Row, options: RowOptions, source: str):
+        super().__init__(row, source)
+        self.options = options
+
+    def example(self, default_id: str) -> Example:
+        options = self.options
+        return Example(
+            id=default_id if options.id_field is None else self.id(options.id_field),
+            prompt=self.prompt(options.prompt_field),
+            gold=None if options.gold_field is None else self._gold(options.gold_field),
+            solution=None if options.solution_field is None else self._solution(options.solution_field),
+            meta={name: self.plain(name, self.value(name, "meta_fields")) for name in options.meta_fields},
+        )
 
     def _solution(self, field: str) -> str | None:
-        value = self._value(field, "solution_field")
+        value = self.value(field, "solution_field")
         if value is None:
             return None
         if not isinstance(value, str):
-            self._fail(field, f"must be text or null, got {_shown(value)}", "fix the row's solution")
-        return self._not_blank(field, value)
-
-    def _not_blank(self, field: str, text: str) -> str:
-        if not text.strip():
-            self._fail(field, "is empty", "fill it in, or remove the row")
-        return text
+            self.fail(field, f"must be text or null, got {_shown(value)}", "fix the row's solution")
+        return self.not_blank(field, value)
 
     def _gold(self, field: str) -> Any:
-        value = self._value(field, "gold_field")
+        value = self.value(field, "gold_field")
         if value is None:
-            self._fail(field, "is null", "fill in the gold answer, or remove the row")
+            self.fail(field, "is null", "fill in the gold answer, or remove the row")
         if self.options.gold_type == "number":
             return self._number(field, value)
         if self.options.gold_type == "json":
             return self._json(field, value)
         if not isinstance(value, str):
             fit = "number" if isinstance(value, int | float | Decimal) and not isinstance(value, bool) else "json"
-            self._fail(field, f"must be text, got {_shown(value)}", f"set gold_type={fit}, or fix the row")
-        return self._not_blank(field, value)
+            self.fail(field, f"must be text, got {_shown(value)}", f"set gold_type={fit}, or fix the row")
+        return self.not_blank(field, value)
 
     def _number(self, field: str, value: Any) -> str:
         fix = "fix the row, or set gold_type=text to keep the answers as they are written"
         if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
-            self._fail(field, f"must be a number, got {_shown(value)}", fix)
+            self.fail(field, f"must be a number, got {_shown(value)}", fix)
         try:
             number = Decimal(repr(value) if isinstance(value, float) else value)
         except InvalidOperation:
-            self._fail(field, f"must be a number, got {_shown(value)}", fix)
+            self.fail(field, f"must be a number, got {_shown(value)}", fix)
         if not number.is_finite() or abs(number.adjusted()) > MAX_EXPONENT:
-            self._fail(field, f"must be a finite number, got {_shown(value)}", fix)
+            self.fail(field, f"must be a finite number, got {_shown(value)}", fix)
         text = format(number, "f")
         text = text.rstrip("0").rstrip(".") if "." in text else text
         return "0" if text == "-0" else text
@@ -196,15 +209,8 @@ class _RowReader:
             try:
                 value = json.loads(value)
             except json.JSONDecodeError as error:
-                self._fail(field, f"is not valid JSON ({error})", "fix the row, or set gold_type=text")
-        return self._plain(field, value)
-
-    def _plain(self, field: str, value: Any) -> Any:
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            self._fail(field, f"holds {_shown(value)}, which is not plain JSON data ({error})", "convert or remove it")
-        return value
+                self.fail(field, f"is not valid JSON ({error})", "fix the row, or set gold_type=text")
+        return self.plain(field, value)
 
 
 def _shown(value: Any) -> str:

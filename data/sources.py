@@ -225,13 +225,13 @@ class HubSource:
         """One example a row, in the order of the split. Raises `DataError`."""
         options = self.options
         source = f"{options.path} [{options.split}]"
-        dataset = self._dataset(source)
+        dataset = self.dataset(source)
         columns = require_columns(dataset.column_names, options, source=source)
         # Only what is needed: other columns may hold images or audio that are slow, or need a package, to decode.
         rows = _numbered(dataset.select_columns(columns))
         return to_examples(rows, options, source=source, stem=f"{Path(options.path).name}-{options.split}")
 
-    def _dataset(self, source: str) -> Any:
+    def dataset(self, source: str) -> Any:
         import datasets
         from datasets.exceptions import DatasetsError
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
-from data.example import Example
 from verifiers.errors import ConfigError, DataError
 
 MAX_PAIRS_SHOWN = 5
@@ -13,7 +12,19 @@ MAX_PAIRS_SHOWN = 5
 Part = Literal["all", "train", "eval"]
 
 
-def part(examples: Sequence[Example], part: Part, eval_percent: int) -> list[Example]:
+class Asking(Protocol):
+    """Anything with a prompt: examples are kept apart by what they ask."""
+
+    @property
+    def id(self) -> str: ...
+
+    def content_key(self) -> str: ...
+
+
+A = TypeVar("A", bound=Asking)
+
+
+def part(examples: Sequence[A], part: Part, eval_percent: int) -> list[A]:
     """The examples of one part, in order. An example is in eval if its content key falls in the first `eval_percent` of
     100 hash buckets, so equal questions are always on the same side and about that share is in eval.
 
@@ -33,12 +44,12 @@ def part(examples: Sequence[Example], part: Part, eval_percent: int) -> list[Exa
     return chosen
 
 
-def is_in_part(example: Example, part: Part, eval_percent: int) -> bool:
+def is_in_part(example: Asking, part: Part, eval_percent: int) -> bool:
     """Whether `part` of the examples would hold this one."""
     return part == "all" or (_bucket(example) < eval_percent) == (part == "eval")
 
 
-def check_disjoint(train: Sequence[Example], evals: Mapping[str, Sequence[Example]]) -> None:
+def check_disjoint(train: Sequence[Asking], evals: Mapping[str, Sequence[Asking]]) -> None:
     """Raise `DataError` if an eval set (by name) asks a question that `train` also asks."""
     train_id = {e.content_key(): e.id for e in train}
     pairs = [
@@ -57,5 +68,5 @@ def check_disjoint(train: Sequence[Example], evals: Mapping[str, Sequence[Exampl
         )
 
 
-def _bucket(example: Example) -> int:
+def _bucket(example: Asking) -> int:
     return int(example.content_key(), 16) % 100

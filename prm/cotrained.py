@@ -55,6 +55,9 @@ class CoTrained:
     read: where the scalar head is read. ``before``: at the position that predicts the token (the state it was chosen
     in); ``after``: at the token's own position (what has been written, with it).
 
+    exported_as: what a scalar head is in an export: a ``token`` classifier, or a ``sequence`` classifier, which gives
+    the number read after the last token.
+
     optim: None for a frozen model. zero_head: the scalar head starts at 0 instead of random. The trunk starts with the
     recipe's weights; `start_from` copies the policy's as they are after a warm start.
     """
@@ -69,8 +72,9 @@ class CoTrained:
         zero_head: bool = False,
         head_bias: bool = True,
         steps_per_round: int = 1,
+        exported_as: Literal["token", "sequence"] = "token",
     ):
-        self.setup, self.optim, self.read = setup, optim, read
+        self.setup, self.optim, self.read, self.exported_as = setup, optim, read, exported_as
         compute_dtype = DTYPES[setup.model.compute_dtype]
         self.world = setup.packer.world
         policy = load_policy(setup.model.model_copy(update={"lora": None}), setup.seed, setup.device)
@@ -172,8 +176,8 @@ class CoTrained:
         return trunk | {f"score.{name}": tensor for name, tensor in full_state(self.head).items()}
 
     def export_hf(self, folder: Path) -> None:
-        """config.json and safetensors, for `AutoModelForCausalLM`, or `AutoModelForTokenClassification` with one
-        label. All ranks must ask, each writes."""
+        """config.json and safetensors, for `AutoModelForCausalLM`, or for `AutoModelForTokenClassification` or
+        `AutoModelForSequenceClassification` with one label. All ranks must ask, each writes."""
         self.export_config(folder)
         save_weights(self.exported(self.weights()), folder)
 
@@ -183,7 +187,9 @@ class CoTrained:
         config.dtype = self.parameters()[0].dtype
         architecture = type(self.causal_lm).__name__
         if self.head is not None:
-            architecture = architecture.replace("ForCausalLM", "ForTokenClassification")
+            of_tokens = self.exported_as == "token"
+            name = "ForTokenClassification" if of_tokens else "ForSequenceClassification"
+            architecture = architecture.replace("ForCausalLM", name)
             config.num_labels = 1
         config.architectures = [architecture]
         config.save_pretrained(folder)
@@ -191,7 +197,8 @@ class CoTrained:
     def exported(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`weights` as the class of the export has them."""
         out = dict(weights)
-        if self.head is not None and self.head.bias is None:  # the class has a bias; ours is none, which is 0
+        if self.head is not None and self.head.bias is None and self.exported_as == "token":
+            # the class has a bias; ours is none, which is 0
             out["score.bias"] = torch.zeros(1, dtype=self.head.weight.dtype)
         elif self.head is None and self.hf_config.tie_word_embeddings:
             out.pop("lm_head.weight", None)
@@ -228,7 +235,7 @@ class CoTrained:
             for prefix, module in (("model.", self.trunk), ("score.", self.head)):
                 own = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
                 if module is self.head and self.head.bias is None:
-                    own.pop("bias")
+                    own.pop("bias", None)
                 load_full(module, own)
         if self.optimizer is not None:
             load_optimizer(self.optimizer, state["optimizer"])

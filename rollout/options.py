@@ -85,3 +85,11 @@ class ShardingOptions(Options):
 
     offload: bool = False
     reshard_after_forward: bool = True
+
+
+class WriterConfig(Options):
+    """The engine of a model that writes its score; other kinds do not need it."""
+
+    engine: str = "torch"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_rows: int = Field(default=64, ge=1)

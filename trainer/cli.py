@@ -21,6 +21,7 @@ from trainer.export import add_arguments
 
 if TYPE_CHECKING:
     from trainer.config import Config
+    from trainer.fit_config import FitConfig
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -30,6 +31,7 @@ _BENCHES = {
     "iou": "verifiers.visual.bench",
     "sandbox": "verifiers.code.bench",
     "prm": "prm.bench",
+    "rm": "prm.bench.rm",
 }
 
 
@@ -115,12 +117,20 @@ def _load(parsed: argparse.Namespace) -> Config:
     return load_recipe(parsed.recipe, parsed.overrides)
 
 
+def _load_any(parsed: argparse.Namespace) -> Config | FitConfig:
+    from trainer.compose import load_any
+
+    return load_any(parsed.recipe, parsed.overrides)
+
+
 def _train(parsed: argparse.Namespace) -> int:
-    config = _load(parsed)
+    config = _load_any(parsed)
+    from trainer.fit import fit
+    from trainer.fit_config import FitConfig
     from trainer.train import StopRequested, train
 
     try:
-        path = train(config)
+        path = fit(config) if isinstance(config, FitConfig) else train(config)
     except StopRequested as stop:
         sys.stderr.write(f"{stop}\n")
         return 128 + signal.SIGTERM
@@ -136,21 +146,27 @@ def _outcome(summary: Path) -> list[str]:
         return []
     evaluations = json.loads(summary.read_text(encoding="utf-8"))["evaluations"]
     return [
-        f"{name}: {e['before']['value']:.3f} -> {e['after']['value']:.3f} "
-        f"(95% interval {e['after']['low']:.3f} to {e['after']['high']:.3f})"
+        f"{name}: {e['before']['value']:.3f} -> {e['after']['value']:.3f}{_interval(e['after'])}"
         for name, e in evaluations.items()
         if e["before"] and e["after"]
     ]
 
 
+def _interval(estimate: dict[str, float]) -> str:
+    known = "low" in estimate and "high" in estimate
+    return f" (95% interval {estimate['low']:.3f} to {estimate['high']:.3f})" if known else ""
+
+
 def _check(parsed: argparse.Namespace) -> int:
-    config = _load(parsed)
+    config = _load_any(parsed)
     from rich.console import Console
 
     from trainer.derived import render_table
+    from trainer.fit import check_fit
+    from trainer.fit_config import FitConfig
     from trainer.preflight import check
 
-    report = check(config)
+    report = check_fit(config) if isinstance(config, FitConfig) else check(config)
     console = Console()
     console.print(render_table(report.derived))
     for line in report.lines:

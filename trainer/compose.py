@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 import recipes
 from trainer.config import Config, Part
+from trainer.fit_config import FitConfig
 from verifiers.errors import ConfigError, did_you_mean
 from verifiers.options import parse_options
 
@@ -28,7 +29,17 @@ _WHOLE_PART = re.compile(r"\{.*\bkind\s*:", re.DOTALL)
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
-    """The validated configuration of a shipped recipe (by name) or of your own file (a path ending in ``.yaml``).
+    """`load_any` of a recipe of reinforcement learning. Raises `ConfigError` for one of another form."""
+    config = load_any(recipe, overrides)
+    if isinstance(config, FitConfig):
+        raise ConfigError(f"The recipe '{recipe}' trains a reward model.", where=recipe,
+                          fix="`assay train` takes it; its evaluations are part of the run")  # fmt: skip
+    return config
+
+
+def load_any(recipe: str, overrides: Sequence[str] = ()) -> Config | FitConfig:
+    """The validated configuration of a shipped recipe (by name) or of your own file (a path ending in ``.yaml``); with
+    a key ``reward_model`` it is the recipe of a reward model.
 
     overrides: ``key.path=value``; ``~key`` to remove one; ``group=choice`` for the groups (folders) of the recipes,
     such as ``hardware=gpu1``. Your own file may name shipped groups and recipes in its defaults list. Thread safe.
@@ -41,23 +52,36 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
     return validate({**values, "recipe": values.get("recipe") or path.stem})
 
 
-def validate(values: Mapping[str, Any]) -> Config:
+def validate(values: Mapping[str, Any]) -> Config | FitConfig:
     """Check the tree, every part against the code it names, then what goes together. A run's recorded facts are not
     settings: left out. Raises `ConfigError`."""
     from trainer.combinations import check_objective
 
-    config = parse_options(Config, {key: value for key, value in values.items() if key not in RECORDED_FACTS})
-    _check_parts(config)
+    settings = {key: value for key, value in values.items() if key not in RECORDED_FACTS}
+    if "reward_model" in settings:
+        fit = parse_options(FitConfig, settings)
+        _check_parts(_fit_parts(fit))
+        return fit
+    config = parse_options(Config, settings)
+    _check_parts(_parts(config))
     check_objective(config)
     return config
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: Config | FitConfig) -> str:
     """The whole configuration, defaults included; `load_resolved` and `load_recipe` read it back to an equal one."""
     return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def load_resolved(path: str | Path) -> Config:
+    """`load_any_resolved` of a run of reinforcement learning. Raises `ConfigError` for one of another form."""
+    config = load_any_resolved(path)
+    if isinstance(config, FitConfig):
+        raise ConfigError("This run trained a reward model.", where=str(path), fix="name a run with rollouts")
+    return config
+
+
+def load_any_resolved(path: str | Path) -> Config | FitConfig:
     """The configuration of a run, from its ``resolved.yaml``. Raises `ConfigError`."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -245,9 +269,9 @@ def _composition_error(error: Exception, path: Path) -> ConfigError:
 # Parts ---------------------------------------------------------------------------------------------------------------
 
 
-def _check_parts(config: Config) -> None:
+def _check_parts(parts: Iterable[tuple[str, Part, type[BaseModel]]]) -> None:
     """Every part names existing code and gives it options it accepts."""
-    for key, part, options_model in _parts(config):
+    for key, part, options_model in parts:
         valid = {*options_model.model_fields, *type(part).model_fields}
         unknown = sorted(set(part.options) - set(options_model.model_fields))
         if unknown and options_model.model_config.get("extra") == "forbid":
@@ -307,6 +331,19 @@ def engine_options(config: Config) -> BaseModel | None:
         raise ConfigError(f"The engine '{config.rollout.engine}' takes no options.", where="rollout.engine_options",
                           fix=f"leave out {', '.join(values)}, or set rollout.engine")  # fmt: skip
     return None
+
+
+def _fit_parts(config: FitConfig) -> Iterator[tuple[str, Part, type[BaseModel]]]:
+    """The same of the recipe of a reward model."""
+    from data.labelled import LABELLED_DATA
+    from prm.reward_model import REWARD_MODELS
+
+    data = {"data.train": config.data.train}
+    data |= {f"data.eval.{i}.source": e.source for i, e in enumerate(config.data.eval)}
+    for key, part in data.items():
+        yield key, part, _options_of(LABELLED_DATA.get(part.kind, key=f"{key}.kind"), part, key)
+    kind = REWARD_MODELS.get(config.reward_model.kind, key="reward_model.kind")
+    yield "reward_model", config.reward_model, _options_of(kind, config.reward_model, "reward_model")
 
 
 def _options_of(entry: Any, part: Part, key: str) -> type[BaseModel]:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from trainer.config import Config
+    from trainer.fit_config import FitConfig
 
 PACKAGES = ("assay-rl", "torch", "transformers", "tokenizers", "datasets", "peft", "numpy", "hydra-core", "omegaconf",
             "pydantic", "math-verify", "sympy", "safetensors")  # fmt: skip
@@ -66,7 +67,7 @@ class RunFolder:
         self._writer: SummaryWriter | None = None
         self._last_step = 0
 
-    def open(self, config: Config, resolved_yaml: str, derived: Mapping[str, Any]) -> None:
+    def open(self, config: Config | FitConfig, resolved_yaml: str, derived: Mapping[str, Any]) -> None:
         """Make the folders and write ``resolved.yaml``. Existing records stay."""
         self._keep_trajectories = config.record.trajectories
         for folder in (self.path, self._trajectories, self._evaluations, self.checkpoints):
@@ -100,14 +101,14 @@ class RunFolder:
         if self._keep_trajectories:
             _write_rows(self._evaluations / f"step-{step:06d}-{name}.jsonl", rows)
 
-    def check_same_recipe(self, config: Config) -> None:
+    def check_same_recipe(self, config: Config | FitConfig) -> None:
         """Raise `RunError` if the folder's run was started with settings that would make it another experiment."""
-        from trainer.compose import load_resolved
+        from trainer.compose import load_any_resolved
 
         path = self.path / "resolved.yaml"
         if not path.exists():
             return
-        old, new = (_flatten(c.model_dump()) for c in (load_resolved(path), config))
+        old, new = (_flatten(c.model_dump()) for c in (load_any_resolved(path), config))
         changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and not k.startswith(_MAY_CHANGE)]
         if changed:
             shown = "; ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in changed[:5])

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -58,6 +58,7 @@ from trainer.derived import render_table
 from trainer.display import Display
 from trainer.engine_check import EngineCheck, describe
 from trainer.evaluate import Estimate, evaluate, verify_trajectories
+from trainer.fit_config import FitConfig
 from trainer.learner import Learner
 from trainer.loop import LoopState, StopRequested, run_steps
 from trainer.overlap import RolloutsAhead
@@ -72,7 +73,7 @@ from verifiers.options import Options, parse_options
 from verifiers.verdict import Status, Verdict
 
 
-def choose_device(config: Config) -> torch.device:
+def choose_device(config: Config | FitConfig) -> torch.device:
     """The recipe's device, checked; `auto` prefers CUDA, then MPS, then CPU."""
     kind = config.hardware.device
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -494,7 +495,7 @@ def is_lost_peer(error: RuntimeError) -> bool:
 def _train(session: Session) -> Path:
     config = session.config
     state = resume(session)
-    _install_sigterm(session)
+    install_sigterm(session)
     derived = derived_numbers(session.prepared)
     session.folder.open(config, to_yaml(config), derived)
     session.display.table(render_table(derived))
@@ -514,28 +515,38 @@ def _train(session: Session) -> Path:
 
 def resume(session: Session) -> LoopState | None:
     """The state of the newest checkpoint, or None to start afresh (run.resume decides what is allowed)."""
-    if session.world.is_main:
-        remove_partial(session.checkpoint_folder)
-    session.world.barrier()
-    found = session.world.from_main(lambda: list_checkpoints(session.checkpoint_folder))
-    mode, path = session.config.run.resume, session.prepared.run_path
-    if mode == "never" and (found or (path / "metrics.jsonl").exists()):
-        raise RunError("The run folder is not empty.", where=str(path), why="run.resume=never protects earlier results",
+    path = newest_checkpoint(session.folder, session.config, session.config.train.steps, session.world)
+    return None if path is None else session.restore(path)
+
+
+def newest_checkpoint(
+    folder: RunFolder, config: Config | FitConfig, steps: int, world: World | None = None
+) -> Path | None:
+    """The checkpoint that a run of so many steps goes on from, None to start afresh. Raises `RunError` where the folder
+    must not be gone on with."""
+    world = world or World()
+    if world.is_main:
+        remove_partial(folder.checkpoints)
+    world.barrier()
+    found = world.from_main(lambda: list_checkpoints(folder.checkpoints))
+    if config.run.resume == "never" and (found or (folder.path / "metrics.jsonl").exists()):
+        raise RunError("The run folder is not empty.", where=str(folder.path),
+                       why="run.resume=never protects earlier results",
                        fix="choose another name=..., delete the folder, or use run.resume=auto")  # fmt: skip
     if not found:
-        if mode == "must":
-            raise RunError("There is no checkpoint to resume from.", where=str(session.checkpoint_folder),
+        if config.run.resume == "must":
+            raise RunError("There is no checkpoint to resume from.", where=str(folder.checkpoints),
                            fix="run.resume=auto starts afresh")  # fmt: skip
         return None
-    session.folder.check_same_recipe(session.config)
+    folder.check_same_recipe(config)
     newest = checkpoint_step(found[-1])
-    if newest > session.config.train.steps:
+    if newest > steps:
         raise RunError(
-            f"The newest checkpoint is at step {newest}, train.steps is {session.config.train.steps}.",
+            f"The newest checkpoint is at step {newest}, train.steps is {steps}.",
             where=str(found[-1]),
             fix="raise train.steps or choose another name",
         )
-    return session.restore(found[-1])
+    return found[-1]
 
 
 def start(session: Session) -> LoopState:
@@ -617,7 +628,11 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def _install_sigterm(session: Session) -> None:
+class Stoppable(Protocol):
+    stop_requested: bool
+
+
+def install_sigterm(session: Stoppable) -> None:
     """SIGTERM asks the loop to save at the next safe point; a second one ends the process at once."""
     if threading.current_thread() is not threading.main_thread():
         return

@@ -39,13 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", metavar="FILE", action="append", default=[],
         help="JSONL as of ProcessBench (a split is named after its file) or PRMBench; may be repeated")  # fmt: skip
-    add("--limit", type=_positive, metavar="N", help="only N rows of each file, evenly spread over it")
+    add("--limit", type=positive, metavar="N", help="only N rows of each file, evenly spread over it")
     add("--generator", metavar="KIND", help="problems of a generator with a step oracle: chain or countdown")
     add("--option", metavar="KEY=VALUE", action="append", default=[], help="an option of the generator (count=200)")
     add("--responses", metavar="FILE",
         help="a run's trajectories/step-*.jsonl, instead of corrupted demonstrations")  # fmt: skip
     add("--corruption", choices=CORRUPTIONS, default="digit", help="of demonstrations (default: %(default)s)")
-    add("--corruptions", type=_positive, metavar="N", default=3, help="corrupted solutions a problem (%(default)s)")
+    add("--corruptions", type=positive, metavar="N", default=3, help="corrupted solutions a problem (%(default)s)")
     add("--error-rate", type=float, metavar="P", default=0.2, help="wrong entries of a systematic error's table (0.2)")
     add("--controls", metavar="A,B", default=",".join(_CONTROLS), help="default: %(default)s; 'none' for none")
     add("--model", metavar="DIR", help="token classifier with one label, read at each step's last token")
@@ -59,14 +59,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--template", choices=["plain", "chat"], default="plain", help="of the prompt (default: %(default)s)")
     add("--prompt", metavar="TEXT", default="{question}", help="the prompt, with {question} in it")
     add("--separator", metavar="TEXT", help=r"between steps (default: \n for a generator, else \n\n)")
-    add("--max-tokens", type=_positive, metavar="N", help="read no more of a solution (default: the model's positions)")
+    add("--max-tokens", type=positive, metavar="N", help="read no more of a solution (default: the model's positions)")
     add("--threshold", type=float, metavar="T", help="a step that scores below is judged wrong")
     add("--threshold-split", metavar="NAME", help="choose each scorer's threshold on this split")
     add("--seed", type=int, metavar="N", default=0, help="of corruptions and of the control 'random' (0)")
     add("--out", type=Path, metavar="DIR", help="folder for report.md, report.json and steps.jsonl")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """The type of an argument that counts something."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)

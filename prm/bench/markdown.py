@@ -42,10 +42,10 @@ def _header(header: Mapping[str, Any]) -> str:
 
 def _thresholds(scorers: Mapping[str, Any]) -> str:
     rows = [
-        [name, r["scale"], _number(r["threshold"]["value"]), r["threshold"]["chosen_on"], str(r["steps_unscored"])]
+        [name, r["scale"], number(r["threshold"]["value"]), r["threshold"]["chosen_on"], str(r["steps_unscored"])]
         for name, r in scorers.items()
     ]
-    return _section("Scorers", ["scorer", "scale", "threshold", "chosen on", "steps without a score"], rows, left=4)
+    return section("Scorers", ["scorer", "scale", "threshold", "chosen on", "steps without a score"], rows, left=4)
 
 
 def _first_errors(results: Mapping[str, Any]) -> str:
@@ -53,12 +53,12 @@ def _first_errors(results: Mapping[str, Any]) -> str:
     for name, result in results.items():
         for split, r in result.get("first_error", {}).items():
             counts = f"{r['erroneous']} / {r['correct']}"
-            rows.append([name, split, counts, _percent(r["acc_err"]), _percent(r["acc_cor"]), _percent(r["f1"]),
-                         _beside(r["accuracy"], r["majority_accuracy"], _percent), str(r["unparsable"])])  # fmt: skip
+            rows.append([name, split, counts, percent(r["acc_err"]), percent(r["acc_cor"]), percent(r["f1"]),
+                         beside(r["accuracy"], r["majority_accuracy"], percent), str(r["unparsable"])])  # fmt: skip
         if len(result.get("first_error", {})) > 1:
-            rows.append([name, "**mean**", "", "", "", f"**{_percent(result['mean_f1'])}**", "", ""])
+            rows.append([name, "**mean**", "", "", "", f"**{percent(result['mean_f1'])}**", "", ""])
     names = ["scorer", "split", "wrong / right", "acc_err %", "acc_cor %", "F1", "exact % (majority)", "unparsable"]
-    return _section("First wrong step (ProcessBench's protocol)", names, rows, left=2)
+    return section("First wrong step (ProcessBench's protocol)", names, rows, left=2)
 
 
 def _prmbench(scorers: Mapping[str, Any]) -> str:
@@ -66,26 +66,26 @@ def _prmbench(scorers: Mapping[str, Any]) -> str:
     for name, result in scorers.items():
         for split, r in result.get("prmbench", {}).items():
             shares = [r[key] for key in ("f1", "f1_neg", "prmscore", "prmscore_strict", "first_error_acc")]
-            accuracy = _beside(r["total_step_acc"], r["majority_acc"], _percent)
-            rows.append([name, split, str(r["items"]), *map(_percent, shares), accuracy, _number(r["similarity"]),
-                         _percent(r["validity_rate"])])  # fmt: skip
+            accuracy = beside(r["total_step_acc"], r["majority_acc"], percent)
+            rows.append([name, split, str(r["items"]), *map(percent, shares), accuracy, number(r["similarity"]),
+                         percent(r["validity_rate"])])  # fmt: skip
     names = ["scorer", "class", "items", "F1", "F1_neg", "PRMScore", "strict", "first error %", "steps % (majority)",
              "similarity", "readable %"]  # fmt: skip
-    return _section("PRMBench", names, rows, left=2)
+    return section("PRMBench", names, rows, left=2)
 
 
 def _steps(scorers: Mapping[str, Any]) -> str:
     rows = []
     for name, result in scorers.items():
         for split, r in result["steps"].items():
-            rows.append([name, split, str(r["steps"]), _percent(r["right"]), _number(r["auc"]),
-                         _number(r["auc_to_first_error"]), _number(r["within_response"]),
-                         _beside(r["accuracy"], r["majority_accuracy"], _percent),
-                         _beside(r.get("brier"), r.get("base_rate_brier"), _number),
-                         _number(r.get("calibration_error"))])  # fmt: skip
+            rows.append([name, split, str(r["steps"]), percent(r["right"]), number(r["auc"]),
+                         number(r["auc_to_first_error"]), number(r["within_response"]),
+                         beside(r["accuracy"], r["majority_accuracy"], percent),
+                         beside(r.get("brier"), r.get("base_rate_brier"), number),
+                         number(r.get("calibration_error"))])  # fmt: skip
     names = ["scorer", "split", "steps", "right %", "AUC", "to the first error", "within a response",
              "accuracy % (majority)", "Brier (base rate)", "calibration error"]  # fmt: skip
-    return _section("Steps", names, rows, left=2)
+    return section("Steps", names, rows, left=2)
 
 
 def _responses(scorers: Mapping[str, Any]) -> str:
@@ -96,26 +96,26 @@ def _responses(scorers: Mapping[str, Any]) -> str:
                 f", {table['left_out']} left out" * bool(table["left_out"])
             )
             for how, r in table["aggregations"].items():
-                rows.append([name, split, how, shown, _number(r["auc"]), _of_pairs(r), *_rewardmath(r["rewardmath"]),
-                             _number(r["length_correlation"])])  # fmt: skip
+                rows.append([name, split, how, shown, number(r["auc"]), _of_pairs(r), *_rewardmath(r["rewardmath"]),
+                             number(r["length_correlation"])])  # fmt: skip
     names = ["scorer", "split", "aggregation", "solutions (right)", "AUC", "pairs of a problem",
              "best of all % (random)",
              "with ties %", "MRR (random)", "correlation with the number of steps"]  # fmt: skip
-    return _section("Whole solutions", names, rows, left=3)
+    return section("Whole solutions", names, rows, left=3)
 
 
 def _of_pairs(r: Mapping[str, Any]) -> str:
-    return f"{_number(r['pairwise_accuracy'])} of {r['pairs']}" if r["pairs"] else ""
+    return f"{number(r['pairwise_accuracy'])} of {r['pairs']}" if r["pairs"] else ""
 
 
 def _rewardmath(r: Mapping[str, Any] | None) -> list[str]:
     if r is None:
         return ["", "", ""]
-    return [_beside(r["accuracy"], r["random_accuracy"], _percent), _percent(r["accuracy_with_ties"]),
-            _beside(r["mrr"], r["random_mrr"], _number)]  # fmt: skip
+    return [beside(r["accuracy"], r["random_accuracy"], percent), percent(r["accuracy_with_ties"]),
+            beside(r["mrr"], r["random_mrr"], number)]  # fmt: skip
 
 
-def _section(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
+def section(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
     """A table with its first `left` columns aligned to the left; nothing without rows."""
     if not rows:
         return ""
@@ -124,13 +124,13 @@ def _section(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], *,
     return f"## {title}\n\n" + "\n".join(lines) + "\n"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
-def _beside(value: float | None, baseline: float | None, shown: Any) -> str:
+def beside(value: float | None, baseline: float | None, shown: Any) -> str:
     return "" if value is None else f"{shown(value)} ({shown(baseline)})"

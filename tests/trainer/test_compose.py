@@ -7,7 +7,15 @@ import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 
-from trainer.compose import load_recipe, load_resolved, recipe_index, to_yaml, validate
+from trainer.compose import (
+    load_any,
+    load_any_resolved,
+    load_recipe,
+    load_resolved,
+    recipe_index,
+    to_yaml,
+    validate,
+)
 from verifiers.errors import ConfigError
 
 OWN = """
@@ -319,10 +327,10 @@ def test_a_part_of_ones_own_brings_its_own_options(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("name", [name for name, _ in recipe_index()])
 def test_the_resolved_yaml_gives_back_the_same_configuration(tmp_path: Path, name: str) -> None:
-    config = load_recipe(name)
+    config = load_any(name)
     path = write(tmp_path, to_yaml(config), "resolved.yaml")
-    assert load_resolved(path) == config
-    assert load_recipe(path) == config
+    assert load_any_resolved(path) == config
+    assert load_any(path) == config
 
 
 def test_the_resolved_yaml_keeps_texts_that_look_like_something_else(tmp_path: Path) -> None:

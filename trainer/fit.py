@@ -1,0 +1,371 @@
+"""`assay train` of a recipe with ``reward_model``: labelled data in, a reward model out. The loop reads top to bottom:
+draw examples, one optimizer step, evaluate, record, save.
+
+What it leaves is a run folder like any other (`trainer/records.py`); ``checkpoints/step-NNNNNN/hf`` is the reward
+model: weights that `transformers` loads, tokenizer, and ``reward_model.json``, which says how responses are encoded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from data.labelled import Labelled, expect, load_labelled
+from data.sampler import Sampler
+from data.split import check_disjoint, part
+from prm.cotrained import ModelSetup
+from prm.optim import NonFiniteError
+from prm.reward_model import REWARD_MODELS, FitContext, RewardModel, TokenIds, TooLong, build, flat, write_card
+from rollout.models import load_config, load_tokenizer
+from trainer.checkpoint import prune, rng_state, set_rng_state
+from trainer.compose import to_yaml
+from trainer.config import DataPart
+from trainer.derived import render_table
+from trainer.display import Display
+from trainer.fit_config import FitConfig
+from trainer.loop import StopRequested, due
+from trainer.preflight import PreflightReport, count_parameters
+from trainer.records import RunFolder, check_writable, disk_errors, fsync_path
+from trainer.train import choose_device, install_sigterm, newest_checkpoint, peak_memory_mb
+from verifiers.errors import ConfigError, DataError, RunError
+from verifiers.options import parse_options
+
+_NOTES = 20  # lines of progress in a run, beside the evaluations
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """examples[i] is encoded as sequences[i]."""
+
+    examples: list[Any]
+    sequences: list[list[TokenIds]]
+
+    def select(self, index: Sequence[int]) -> Examples:
+        return Examples([self.examples[i] for i in index], [self.sequences[i] for i in index])
+
+
+@dataclass(slots=True)
+class Fit:
+    """Checked and encoded: ready to train on."""
+
+    config: FitConfig
+    tokenizer: PreTrainedTokenizerBase
+    model_config: PretrainedConfig
+    num_parameters: int
+    reward_model: RewardModel
+    train: Examples
+    evals: dict[str, Examples]
+    lines: list[str]
+
+    @property
+    def run_path(self) -> Path:
+        return Path(self.config.run.dir) / self.config.name
+
+    @property
+    def steps(self) -> int:
+        return self.config.train.total_steps(len(self.train.examples))
+
+    def derived(self) -> dict[str, int | float | str]:
+        train = self.config.train
+        tokens = [len(s.prompt_ids) + len(s.response_ids) for one in self.train.sequences for s in one]
+        return {
+            "reward_model": self.config.reward_model.kind,
+            "parameters": self.num_parameters,
+            "train_examples": len(self.train.examples),
+            "optimizer_steps": self.steps,
+            "epochs": round(self.steps * train.examples_per_step / len(self.train.examples), 2),
+            "tokens_per_step": round(sum(tokens) / len(self.train.examples) * train.examples_per_step),
+            "longest_sequence_tokens": max(tokens),
+        }
+
+
+@dataclass(slots=True)
+class FitState:
+    """What a checkpoint holds beside the model. evaluations: {step: {metric: value}}; best: (value, step)."""
+
+    sampler: Sampler
+    step: int = 0
+    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
+    best: tuple[float, int] | None = None
+    wall_seconds: float = 0.0
+
+
+# ---- the run -----------------------------------------------------
+
+
+def check_fit(config: FitConfig) -> PreflightReport:
+    """All checks, nothing trained, nothing written. Raises the `AssayError` that training would raise."""
+    prepared = prepare_fit(config)
+    return PreflightReport(prepared.derived(), prepared.lines)
+
+
+def fit(config: FitConfig) -> Path:
+    """Run a recipe to its end and return its run folder. Safe to kill at any time: the same call resumes, exactly.
+
+    Raises `AssayError` subclasses for everything a user can act on, and `StopRequested` after saving on SIGTERM.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("Several processes were started, and reward models are trained in one.", where="WORLD_SIZE",
+                          why="every process would train the same model on its own",
+                          fix="start one process: assay train RECIPE")  # fmt: skip
+    if config.hardware.threads is not None:
+        torch.set_num_threads(config.hardware.threads)
+    with FitSession(prepare_fit(config)) as session:
+        state = session.resume()
+        install_sigterm(session)
+        session.folder.open(config, to_yaml(config), session.fit.derived())
+        session.display.table(render_table(session.fit.derived()))
+        for line in session.fit.lines:
+            session.display.note(line)
+        if state is None:
+            state = session.start()
+        else:
+            session.folder.truncate_after(state.step)
+            session.display.note(f"resumed after step {state.step}")
+        run_fit(session, state)
+        session.folder.write_summary(summary(session, state))
+        return session.fit.run_path
+
+
+def run_fit(session: FitSession, state: FitState) -> None:
+    """Train until the last step."""
+    config, fit, model = session.config, session.fit, session.model
+    started = time.monotonic()
+    while state.step < fit.steps:
+        step_started = time.monotonic()
+        batch = fit.train.select(state.sampler.next(config.train.examples_per_step))
+        try:
+            loss = fit.reward_model.batch_loss(model, batch.examples, batch.sequences)
+            found = model.step(flat(batch.sequences), loss, f"The reward model ({config.reward_model.kind})")
+        except NonFiniteError as error:
+            raise not_finite(error, batch, state.step + 1) from error
+        state.step += 1
+        metrics = {f"train/{name}": value for name, value in found.items()}
+        if due(config.eval.every_steps, state.step, fit.steps):
+            metrics |= session.evaluate(state)
+        session.folder.append_metrics(state.step, metrics)
+        session.folder.append_timings(state.step, {"step_s": time.monotonic() - step_started})
+        session.show(state.step, metrics)
+
+        if session.stop_requested or due(config.checkpoint.every_steps, state.step, fit.steps):
+            state.wall_seconds += time.monotonic() - started
+            started = time.monotonic()
+            path = session.save(state)
+            if session.stop_requested and state.step < fit.steps:
+                raise StopRequested(
+                    f"stopped by SIGTERM after step {state.step}; saved {path}; the same command resumes"
+                )
+    state.wall_seconds += time.monotonic() - started
+
+
+def not_finite(error: NonFiniteError, batch: Examples, step: int) -> RunError:
+    """The same error, naming the examples."""
+    owner = [example.id for example, own in zip(batch.examples, batch.sequences, strict=True) for _ in own]
+    ids = list(dict.fromkeys(owner[i] for i in error.sequences))
+    shown = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+    return RunError(error.what, where=f"step {step}, examples {shown}",
+                    why="a step would destroy the weights; the checkpoints before it are as they were",
+                    fix="lower optim.lr or optim.grad_clip, and look at these examples")  # fmt: skip
+
+
+class FitSession:
+    """The parts of one run. Use as a context manager."""
+
+    def __init__(self, fit: Fit):
+        config = fit.config
+        self.config, self.fit = config, fit
+        self.stop_requested = False
+        device = choose_device(config)
+        if device.type == "cpu":
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+        self.folder = RunFolder(fit.run_path, tensorboard=config.record.tensorboard)
+        self.display = Display(fit.steps, live=False)
+        setup = ModelSetup(
+            config.model,
+            config.seed,
+            device,
+            config.hardware.attention,
+            config.train.max_tokens_per_microbatch,
+            config.train.logprob_chunk_tokens,
+            1.0,
+            fit.steps,
+        )
+        self.model = build(fit.reward_model, setup, config.optim)
+
+    def __enter__(self) -> FitSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.fit.reward_model.close()
+        self.display.close()
+        self.folder.close()
+
+    # ---- evaluation ----------------------------------------------
+
+    def evaluate(self, state: FitState) -> dict[str, float]:
+        """Every evaluation set with the present weights; remembered, and written row by row."""
+        found: dict[str, float] = {}
+        for name, data in self.fit.evals.items():
+            evaluation = self.fit.reward_model.evaluate(self.model, data.examples, data.sequences)
+            found |= {f"{name}/{metric}": value for metric, value in evaluation.metrics.items()}
+            self.folder.write_evaluation(state.step, name, evaluation.rows)
+        state.evaluations[state.step] = found
+        value = found.get(self.config.checkpoint.best_by or "")
+        if value is not None and (state.best is None or value > state.best[0]):
+            state.best = (value, state.step)
+        return found
+
+    def show(self, step: int, metrics: dict[str, float]) -> None:
+        every = max(1, self.fit.steps // _NOTES)
+        evaluated = {name: value for name, value in metrics.items() if not name.startswith("train/")}
+        if evaluated or step % every == 0:
+            loss = {"loss": metrics["train/loss"]} if "train/loss" in metrics else {}
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in (loss | evaluated).items())
+            self.display.note(f"step {step}/{self.fit.steps}  {shown}")
+
+    # ---- checkpoints ---------------------------------------------
+
+    def start(self) -> FitState:
+        """Step 0: the evaluation before training."""
+        self.folder.truncate_after(-1)
+        state = FitState(Sampler(len(self.fit.train.examples), self.config.seed))
+        metrics = self.evaluate(state)
+        self.folder.append_metrics(0, metrics)
+        self.show(0, metrics)
+        return state
+
+    def resume(self) -> FitState | None:
+        """The exact state of the newest checkpoint, None to start afresh."""
+        path = newest_checkpoint(self.folder, self.config, self.fit.steps)
+        if path is None:
+            return None
+        try:
+            content = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+            self.model.load(path / "hf", content["model"])
+        except (OSError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+            raise RunError(f"The checkpoint cannot be read: {error}", where=str(path),
+                           fix="delete this folder to resume from the one before it") from error  # fmt: skip
+        sampler = Sampler(len(self.fit.train.examples), self.config.seed)
+        sampler.load_state_dict(content["sampler"])
+        set_rng_state(content["rng"])
+        best = tuple(content["best"]) if content["best"] else None
+        return FitState(sampler, content["step"], content["evaluations"], best, content["wall_seconds"])
+
+    def save(self, state: FitState) -> Path:
+        """``checkpoints/step-NNNNNN``, there whole or not at all."""
+        final = self.folder.checkpoints / f"step-{state.step:06d}"
+        if (final / "meta.json").exists():
+            return final
+        partial = final.with_name(f".partial-{final.name}")
+        content = {
+            "model": self.model.state_dict(),
+            "sampler": state.sampler.state_dict(),
+            "rng": rng_state(),
+            "step": state.step,
+            "evaluations": state.evaluations,
+            "best": list(state.best) if state.best else None,
+            "wall_seconds": state.wall_seconds,
+        }
+        meta = {"step": state.step, "recipe": self.config.recipe, "evaluations": state.evaluations.get(state.step, {})}
+        with disk_errors(final):
+            (partial / "hf").mkdir(parents=True)
+            self.model.export_hf(partial / "hf")
+            self.fit.tokenizer.save_pretrained(partial / "hf")
+            write_card(partial / "hf", self.config.reward_model.kind, self.fit.reward_model)
+            torch.save(content, partial / "state.pt")
+            (partial / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+            for path in sorted(partial.rglob("*")):
+                fsync_path(path)
+            partial.rename(final)
+            fsync_path(final.parent)
+        prune(self.folder.checkpoints, self.config.checkpoint.keep_last, state.best[1] if state.best else None)
+        return final
+
+
+def summary(session: FitSession, state: FitState) -> dict[str, Any]:
+    """The contract of ``summary.json`` (docs/run-folder.md)."""
+    steps = sorted(state.evaluations)
+    before, after = (state.evaluations[s] for s in (steps[0], steps[-1]))
+    return {
+        "recipe": session.config.recipe,
+        "seed": session.config.seed,
+        "steps": state.step,
+        "wall_seconds": round(state.wall_seconds, 3),
+        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "evaluations": {
+            name: {"before": {"value": before[name]} if name in before else None, "after": {"value": value}}
+            for name, value in after.items()
+        },
+    }
+
+
+# ---- preparation -------------------------------------------------
+
+
+def prepare_fit(config: FitConfig) -> Fit:
+    """Load and check everything but the weights: folder, tokenizer, architecture, data."""
+    run_path = Path(config.run.dir) / config.name
+    check_writable(run_path, min_free_mb=64)
+    tokenizer = load_tokenizer(config.model)
+    model_config = load_config(config.model, tokenizer)
+    parameters = count_parameters(model_config)
+    kept = config.checkpoint.keep_last + 1 + (config.checkpoint.best_by is not None)
+    check_writable(run_path, min_free_mb=64 + kept * 12 * parameters // 2**20)  # weights and AdamW's moments
+    limit = getattr(model_config, "max_position_embeddings", None)
+    if limit is not None and config.data.max_tokens > limit:
+        raise ConfigError(f"data.max_tokens={config.data.max_tokens} exceeds the model's {limit} positions.",
+                          where="data.max_tokens", fix=f"at most {limit}")  # fmt: skip
+    kind = REWARD_MODELS.get(config.reward_model.kind, key="reward_model.kind")
+    context = FitContext(tokenizer, config.template, config.data.max_tokens, config.seed, config.rollout)
+    reward_model = kind(parse_options(kind.Options, config.reward_model.options, "reward_model"), context)
+    lines: list[str] = []
+
+    def side(source: DataPart, key: str) -> Examples:
+        found = expect(_load_part(source, key), kind.takes, key=key)
+        encoded, too_long = _encode(found, reward_model, config.data.on_too_long)
+        lines.append(f"{key}: {len(encoded.examples)} examples" + f"; left out {too_long} too long" * bool(too_long))
+        if not encoded.examples:
+            raise DataError("Every example is too long.", where=key, fix="raise data.max_tokens")
+        return encoded
+
+    train = side(config.data.train, "data.train")
+    evals = {e.name: side(e.source, f"data.eval[{e.name}]") for e in config.data.eval}
+    check_disjoint(train.examples, {name: data.examples for name, data in evals.items()})
+    if evals:
+        lines.append("train and evaluation sets share no prompt")
+    if config.train.examples_per_step > len(train.examples):
+        raise ConfigError(f"A step of {config.train.examples_per_step} examples exceeds the {len(train.examples)} "
+                          "training examples.", where="train.examples_per_step",
+                          fix=f"at most {len(train.examples)}, or more data")  # fmt: skip
+    return Fit(config, tokenizer, model_config, parameters, reward_model, train, evals, lines)
+
+
+def _load_part(source: DataPart, key: str) -> list[Labelled]:
+    rows = part(load_labelled(source.kind, source.options, key=key), source.part, source.eval_percent)
+    return rows[: source.max_examples]
+
+
+def _encode(examples: Sequence[Labelled], reward_model: RewardModel, on_too_long: str) -> tuple[Examples, int]:
+    """(what fits, how many do not)."""
+    kept, sequences, too_long = [], [], 0
+    for example in examples:
+        try:
+            sequences.append(reward_model.encode(example))
+        except TooLong:
+            if on_too_long == "stop":
+                raise
+            too_long += 1
+            continue
+        kept.append(example)
+    return Examples(kept, sequences), too_long
