@@ -55,6 +55,25 @@ class TrainingOptions(BaseOptions):
         return self
 
 
+def sample_solutions(
+    context: SourceContext, train: TrainingOptions, what: str
+) -> tuple[list[Trajectory], list[Example]]:
+    """Responses of the present policy to `train.prompts` training prompts, chosen by the run's seed and `what`, the
+    source that wants them."""
+    assert train.prompts is not None
+    if train.prompts > len(context.train_examples):
+        raise ConfigError(f"{what} wants {train.prompts} prompts, data.train has {len(context.train_examples)}.",
+                          where="train.prompts", fix="lower it")  # fmt: skip
+    order = Sampler(len(context.train_examples), derive_seed(context.seed, what, "prompts"))
+    examples = [context.train_examples[i] for i in order.next(train.prompts)]
+    prompts = [Prompt(e.id, g, context.prompt_ids[e.id]) for g, e in enumerate(examples)]
+    sampling = SamplingParams(context.max_response_tokens, context.models.temperature, stop=context.stop)
+    trajectories = context.generate(
+        prompts, train.samples_per_prompt, sampling, derive_seed(context.seed, what, "samples")
+    )
+    return trajectories, [examples[t.group] for t in trajectories]
+
+
 class ScorerOptions(BaseOptions):
     """path: the exported folder of a model of the recipe's architecture. update_every: rounds between two optimizer
     steps on the rollouts, null: none."""
@@ -104,21 +123,6 @@ class Scorer:
             raise ModelError(f"These are weights of another model: {str(error)[:300]}", where=f"path={folder}",
                              fix="the scorer has the architecture of the recipe's model") from error  # fmt: skip
         self.model.optimizer = optimizer
-
-    def sample(self, train: TrainingOptions) -> tuple[list[Trajectory], list[Example]]:
-        """Responses of the present policy to `train.prompts` training prompts, chosen by the run's seed."""
-        context = self.context
-        assert train.prompts is not None
-        if train.prompts > len(context.train_examples):
-            raise ConfigError(f"{self.what} wants {train.prompts} prompts, data.train has "
-                              f"{len(context.train_examples)}.", where="train.prompts", fix="lower it")  # fmt: skip
-        order = Sampler(len(context.train_examples), derive_seed(context.seed, self.what, "prompts"))
-        examples = [context.train_examples[i] for i in order.next(train.prompts)]
-        prompts = [Prompt(e.id, g, context.prompt_ids[e.id]) for g, e in enumerate(examples)]
-        sampling = SamplingParams(context.max_response_tokens, context.models.temperature, stop=context.stop)
-        seed = derive_seed(context.seed, self.what, "samples")
-        trajectories = context.generate(prompts, train.samples_per_prompt, sampling, seed)
-        return trajectories, [examples[t.group] for t in trajectories]
 
     def fit(self, solutions: Sequence[Labelled], train: TrainingOptions) -> None:
         """`train.steps` optimizer steps. Leaves what the last of them said in `fitted`."""
@@ -191,7 +195,7 @@ class StepPrm(StepSource):
         if train.file is not None:
             solutions = labels_from_file(train.file, self.context, self.splitter)
         else:
-            solutions = self.label(*self.scorer.sample(train), "before")
+            solutions = self.label(*sample_solutions(self.context, train, "step_prm"), "before")
         self.scorer.fit(solutions, train)
 
     def label(self, trajectories: Sequence[Trajectory], examples: Sequence[Example], when: str) -> list[Labelled]:
@@ -275,7 +279,7 @@ class Orm(Source):
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
         self.scorer.start_from(weights)
         if self.options.train is not None:
-            trajectories, examples = self.scorer.sample(self.options.train)
+            trajectories, examples = sample_solutions(self.context, self.options.train, "orm")
             labels = correctness(self.context, trajectories, examples)
             self.scorer.fit(_at_the_end(trajectories, labels), self.options.train)
 

@@ -1,0 +1,300 @@
+"""A VerifyRM from scratch against string match on real labelled responses, and beside the rule verifier.
+
+    python -m benchmarks.claims.verify_rm --data DIR
+
+DIR holds the files that `SETS` names, as their publishers wrote them except that each is JSON Lines; all are of MIT
+licence, none is shipped. Questions are split by a hash of their text. A byte-pair tokenizer is made from the training
+part, then the recipe verify_rm_chain is trained on it with these sizes. Beside the labelled triples the model sees the
+same responses with another reference, whose label is known from the first: a right one with a changed reference is
+wrong; a wrong one with the answer that it ends with (as its data set writes answers) is right.
+
+`string match` is the verifier `exact` with its default options: the last box, else the last number if the reference is
+one, else the whole response must be the reference. `rule` is the verifier `math`. Majority: the constant answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from benchmarks.report import RESULTS, Report, portable, progress, table
+from prm.verify_rm import error_rates, verify_text
+from trainer.compose import load_any
+from trainer.fit import fit
+from trainer.fit_config import FitConfig
+from verifiers.errors import AssayError, DataError
+from verifiers.runner import Runner
+from verifiers.verdict import VerifyRequest
+
+NAME, RECIPE = "claims_verify_rm", "verify_rm_chain"
+EVAL_TENTHS = 3
+SIZE = ("hidden_size=64", "intermediate_size=256", "num_heads=4", "num_kv_heads=4")
+_SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
+_WORDS = Regex(r"</?(?:question|reference_answer|completion)>|[0-9]| ?[A-Za-z_]+|\s|[^\sA-Za-z0-9]")
+_SHOWN_CHARS = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Triple:
+    """answer: what the response ends with, None if it cannot be told."""
+
+    set: str
+    id: str
+    question: str
+    reference: str
+    response: str
+    label: bool
+    answer: str | None
+
+
+def gsm8k_solutions(folder: Path) -> Iterator[Triple]:
+    """openai/grade-school-math, example_model_solutions: the last line is "A: 42"."""
+    for i, row in enumerate(rows(folder / "gsm8k_gpt3_solutions" / "responses.jsonl")):
+        answers = re.findall(r"^A: ?(.+)$", row["response"], re.MULTILINE)
+        yield Triple("gsm8k", f"gsm8k-{i}", row["question"], row["gold"], row["response"], row["correct"],
+                     answers[-1].strip() if answers else None)  # fmt: skip
+
+
+def math100(folder: Path) -> Iterator[Triple]:
+    """QwenLM/Qwen2.5-Math, evaluation example: sampled solutions with a box."""
+    for i, row in enumerate(rows(folder / "math100_qwen_rm8" / "responses.jsonl")):
+        yield Triple("math100", f"math100-{i}", row["question"], row["gold"], row["response"], row["correct"],
+                     row["pred"] or None)  # fmt: skip
+
+
+def mrben(folder: Path) -> Iterator[Triple]:
+    """dvlab-research/Mr-Ben, mathematics: choices, "Solution: Choice_B". Right means the whole solution is."""
+    for i, row in enumerate(rows(folder / "mrben" / "math.jsonl")):
+        response = "\n".join(row["Model_Solution_Steps"])
+        answers = re.findall(r"Choice_([A-E])", response)
+        question, label = f"{row['Question']}\n{row['Options']}", row["Model_Solution_Correctness"] == "correct"
+        answer = answers[-1] if answers else None
+        yield Triple("mrben", f"mrben-{i}", question, row["Ground_Truth_Answer"], response, label, answer)
+
+
+SETS: dict[str, Callable[[Path], Iterator[Triple]]] = {"gsm8k": gsm8k_solutions, "math100": math100, "mrben": mrben}
+
+
+def rows(file: Path) -> Iterator[dict[str, Any]]:
+    if not file.exists():
+        raise DataError(f"There is no file {file}.", where="--data", fix="the head of this script says what it reads")
+    for line in file.read_text(encoding="utf-8").split("\n"):
+        if line:
+            yield json.loads(line)
+
+
+def main(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    report = Report(NAME, options)
+    report.header["command"] = portable(["python", "-m", "benchmarks.claims.verify_rm", *arguments])
+    try:
+        run(options, report)
+    except AssayError as error:
+        sys.stderr.write(f"{NAME}: {error}\n")
+        return 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    summary = str(__doc__).splitlines()[0]
+    out = argparse.ArgumentParser(prog="python -m benchmarks.claims.verify_rm", description=summary)
+    out.add_argument("--data", type=Path, metavar="DIR", required=True)
+    out.add_argument("--seeds", type=int, nargs="+", default=[0])
+    out.add_argument("--steps", type=int, default=4500)
+    out.add_argument("--runs", type=Path, default=Path("runs") / f"claims-verify-rm-{datetime.now():%Y%m%d-%H%M%S}")
+    out.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's own choice")
+    out.add_argument("--results", type=Path, default=RESULTS, help=f"folder for {NAME}.json and .md")
+    out.add_argument("--overrides", nargs="*", default=[], help="changes to the recipe")
+    return out
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    triples = [triple for load in SETS.values() for triple in load(options.data)]
+    train = [t for t in triples if not held_out(t)]
+    test = [t for t in triples if held_out(t)]
+    options.runs.mkdir(parents=True, exist_ok=True)
+    folder = options.runs.absolute()
+    write(folder / "train.jsonl", augmented(train))
+    write(folder / "test.jsonl", test)
+    make_tokenizer(train).save_pretrained(folder / "tokenizer")
+    accepted: dict[str, list[bool]] = {
+        "majority": majority(train, test),
+        "string match": judged("exact", {}, test),
+        "rule": judged("math", {}, test),
+    }
+    seconds = {}
+    for seed in options.seeds:
+        started = time.monotonic()
+        accepted[f"VerifyRM, seed {seed}"] = trained(options, folder, test, seed)
+        seconds[str(seed)] = round(time.monotonic() - started, 1)
+        progress(f"seed {seed}: {seconds[str(seed)]} s")
+    found = {name: measure(test, accepted[name]) for name in accepted}
+    body = {
+        "settings": {"recipe": RECIPE, "overrides": [portable([o]) for o in overrides(options, folder, 0)],
+                     "train_triples": len(train), "test_triples": len(test), "train_seconds": seconds},
+        "measurements": found,
+        "disagreements": {name: wrong_ones(test, accepted[name]) for name in accepted if name != "majority"},
+    }  # fmt: skip
+    report.write(body, tables(body))
+
+
+# ---- data --------------------------------------------------------
+
+
+def held_out(triple: Triple) -> bool:
+    return int(hashlib.sha256(triple.question.encode()).hexdigest(), 16) % 10 < EVAL_TENTHS
+
+
+def augmented(train: Sequence[Triple]) -> list[Triple]:
+    """The triples as they are, and with another reference."""
+    rng = random.Random("verify_rm")
+    references = {name: [t.reference for t in train if t.set == name] for name in SETS}
+    out = []
+    for t in train:
+        out.append(t)
+        others = [near(t.reference, rng), rng.choice(references[t.set])]
+        if t.label:
+            out += [other(t, r, False) for r in others if r is not None and r != t.reference]
+        elif t.answer is not None and t.answer != t.reference:
+            out.append(other(t, t.answer, True))
+    rng.shuffle(out)
+    return out
+
+
+def other(t: Triple, reference: str, label: bool) -> Triple:
+    return Triple(t.set, t.id, t.question, reference, t.response, label, t.answer)
+
+
+def near(reference: str, rng: random.Random) -> str | None:
+    """The reference with one digit changed."""
+    digits = [i for i, c in enumerate(reference) if c in "0123456789"]
+    if not digits:
+        return None
+    i = rng.choice(digits)
+    return reference[:i] + rng.choice([d for d in "0123456789" if d != reference[i]]) + reference[i + 1 :]
+
+
+def write(file: Path, triples: Sequence[Triple]) -> None:
+    lines = ({"id": f"{t.id}-{i}", "prompt": t.question, "response": t.response, "label": t.label,
+              "reference": t.reference} for i, t in enumerate(triples))  # fmt: skip
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def make_tokenizer(train: Sequence[Triple], vocabulary: int = 768) -> PreTrainedTokenizerFast:
+    """Byte pairs within words; every digit a token of its own, so that numbers can be compared."""
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(_WORDS, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    ])  # fmt: skip
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=_SPECIAL, initial_alphabet=alphabet,
+                                  show_progress=False)  # fmt: skip
+    made.train_from_iterator((verify_text(t.question, t.reference, t.response) for t in train), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>",
+                                   unk_token="<unk>")  # fmt: skip
+
+
+# ---- verdicts ----------------------------------------------------
+
+
+def majority(train: Sequence[Triple], test: Sequence[Triple]) -> list[bool]:
+    most = {name: sum(t.label for t in train if t.set == name) * 2 > sum(t.set == name for t in train) for name in SETS}
+    return [most[t.set] for t in test]
+
+
+def judged(kind: str, options: dict[str, Any], test: Sequence[Triple]) -> list[bool]:
+    """What a verifier accepts; what it cannot judge it does not accept."""
+    progress(f"{kind}: {len(test)} responses")
+    with Runner(kind, options) as runner:
+        verdicts = runner.verify([VerifyRequest(t.response, t.reference, example_id=t.id) for t in test])
+    return [v.score is not None and v.score >= 0.5 for v in verdicts]
+
+
+def overrides(options: argparse.Namespace, folder: Path, seed: int) -> list[str]:
+    fields = (
+        "prompt_field: prompt, response_field: response, label_field: label, reference_field: reference, id_field: id"
+    )
+    return [
+        f"data.train={{kind: labelled, path: {folder / 'train.jsonl'}, {fields}, part: all}}",
+        f"data.eval.0.source={{kind: labelled, path: {folder / 'test.jsonl'}, {fields}, part: all}}",
+        "data.max_tokens=52", "data.on_too_long=skip", "reward_model.answer_chars=20",
+        *(f"model.scratch.{size}" for size in SIZE),
+        f"model.tokenizer={folder / 'tokenizer'}", "optim.lr=3e-3", "train.examples_per_step=64",
+        f"train.steps={options.steps}", "eval.every_steps=500", f"seed={seed}", f"name=seed-{seed}",
+        f"run.dir={folder}", f"hardware.threads={options.threads}", *options.overrides,
+    ]  # fmt: skip
+
+
+def trained(options: argparse.Namespace, folder: Path, test: Sequence[Triple], seed: int) -> list[bool]:
+    """What the VerifyRM accepts after its last step; a response that does not fit is not accepted."""
+    config = load_any(RECIPE, overrides(options, folder, seed))
+    assert isinstance(config, FitConfig)
+    path = fit(config)
+    last = max((path / "evaluations").glob("step-*-answers.jsonl"))
+    logits = {row["id"]: row["logit"] for row in rows(last)}
+    return [logits.get(f"{t.id}-{i}", -1.0) > 0 for i, t in enumerate(test)]
+
+
+# ---- tables ------------------------------------------------------
+
+
+def measure(test: Sequence[Triple], accepted: Sequence[bool]) -> dict[str, dict[str, float]]:
+    """By set, and over all: accuracy, the mean of the accuracies on right and on wrong responses, both error rates."""
+    out = {}
+    for name in [*SETS, "all"]:
+        index = [i for i, t in enumerate(test) if name in (t.set, "all")]
+        yes, labels = [accepted[i] for i in index], [test[i].label for i in index]
+        rates = error_rates(yes, labels)
+        out[name] = rates | {
+            "responses": len(index),
+            "accuracy": sum(a == b for a, b in zip(yes, labels, strict=True)) / len(index),
+            "balanced_accuracy": 1 - sum(rates.values()) / len(rates),
+        }
+    return out
+
+
+def wrong_ones(test: Sequence[Triple], accepted: Sequence[bool]) -> list[dict[str, Any]]:
+    return [
+        {"set": t.set, "id": t.id, "reference": t.reference, "label": t.label, "answer": t.answer,
+         "response_end": t.response[-_SHOWN_CHARS:]}
+        for t, yes in zip(test, accepted, strict=True) if yes != t.label
+    ]  # fmt: skip
+
+
+def tables(body: dict[str, Any]) -> str:
+    found = body["measurements"]
+    text = ""
+    for what, title in (("accuracy", "Accuracy"), ("balanced_accuracy", "Balanced accuracy"),
+                        ("false_accept", "Wrong responses accepted"),
+                        ("false_reject", "Right responses rejected")):  # fmt: skip
+        lines = [[name, *(f"{100 * by_set[s][what]:.1f}%" for s in [*SETS, "all"])] for name, by_set in found.items()]
+        text += f"{title}, held-out questions:\n\n" + table(["judge", *SETS, "all"], lines) + "\n"
+    for name, wrong in body["disagreements"].items():
+        text += f"Where {name} is wrong, the first of each set of {len(wrong)}:\n\n"
+        for set_ in SETS:
+            some = [w for w in wrong if w["set"] == set_][:3]
+            text += "".join(
+                f"- {w['id']}: reference `{w['reference']}`, ends with `{w['answer']}`, label "
+                f"{'right' if w['label'] else 'wrong'}\n" for w in some)  # fmt: skip
+        text += "\n"
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
