@@ -28,10 +28,12 @@ from verifiers.options import Options
 
 
 class GrpoOptions(Options):
-    """eps: added to the standard deviation. ddof: 1 divides the variance by n - 1, 0 by n."""
+    """eps: added to the standard deviation. min_std: a smaller standard deviation counts as this, so that a group whose
+    learned rewards hardly differ is not blown up. ddof: 1 divides the variance by n - 1, 0 by n."""
 
     normalize_std: bool = True
     eps: float = Field(default=1e-6, gt=0)
+    min_std: float = Field(default=0.0, ge=0)
     ddof: int = Field(default=1, ge=0, le=1)
 
 
@@ -40,7 +42,8 @@ def grpo_advantage(reward_N: Tensor, group_N: Tensor, options: GrpoOptions) -> T
     centred_N = reward_N - group_baseline(reward_N, group_N)
     if not options.normalize_std:
         return centred_N
-    return centred_N / (group_std(reward_N, group_N, options.ddof) + options.eps)
+    std_N = group_std(reward_N, group_N, options.ddof).clamp(min=options.min_std)
+    return centred_N / (std_N + options.eps)
 
 
 def _compute(inputs: AdvantageInputs, options: GrpoOptions) -> Tensor:

@@ -144,6 +144,14 @@ def test_advantages_of_a_group_sum_to_zero(rows, kind):
         assert abs(float(found[torch.tensor(group) == g].sum())) < 1e-6
 
 
+def test_a_least_standard_deviation_keeps_hardly_different_rewards_small():
+    inputs = outcome([0.500, 0.501, 0.499])
+    assert float(run("grpo", inputs).abs().max()) > 0.9
+    assert float(run("grpo", inputs, min_std=0.1).abs().max()) == pytest.approx(0.01, rel=1e-3)
+    spread = outcome([1.0, 0.0, 1.0])
+    torch.testing.assert_close(run("grpo", spread, min_std=0.1), run("grpo", spread))
+
+
 @pytest.mark.parametrize(("n", "correct"), [(4, 1), (4, 3), (8, 2), (16, 15)])
 def test_grpo_of_right_and_wrong_depends_on_the_pass_rate_only(n, correct):
     p = correct / n
