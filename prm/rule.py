@@ -46,6 +46,8 @@ class RuleSource(Source):
     Labels: ``verdict`` holds the `Verdict` of each trajectory.
     """
 
+    gives_verdicts = True
+
     class Options(BaseOptions):
         """truncated: `wrong` gives a response that hit the token limit 0 without asking the verifier; `judge` asks."""
 

@@ -187,6 +187,7 @@ class Source:
     reading: {name of a model: what its output means and where it is read}, a sentence each, for the model card.
     judges: ``groups`` if what a response is worth depends on the others to its prompt, so that none can be judged
     alone.
+    gives_verdicts: its signals carry the label ``verdict``, who is right.
     """
 
     phase: Literal["judge", "credit"] = "judge"
@@ -199,6 +200,7 @@ class Source:
     def needs_both_views(cls, options: Any) -> bool:
         """Whether it compares a question with its paraphrase (data.views=both)."""
         return False
+    gives_verdicts: bool = False
 
     class Options(BaseOptions):
         pass

@@ -153,7 +153,8 @@ def _check_flat_groups(config: Config, estimator: AdvantageEstimator) -> None:
 
 
 def _check_shaping(config: Config, estimator: AdvantageEstimator) -> None:
-    has_verdicts = any(source.kind == "rule" for source in config.sources)
+    kinds = [SOURCES.get(part.kind, key=f"sources.{i}.kind") for i, part in enumerate(config.sources)]
+    has_verdicts = any(getattr(kind, "gives_verdicts", False) for kind in kinds)
     for i, part in enumerate(config.objective.shaping):
         if part.kind in NEEDS_VERDICTS and not has_verdicts:
             raise ConfigError(f"The shaping '{part.kind}' must know which responses are right, and no source says so.",
