@@ -134,6 +134,7 @@ class VerifyRM(RewardModel):
     """Trained on labelled responses with a reference; label 1: the final answers agree."""
 
     takes = LabelledResponse
+    scale = "probability"
 
     class Options(BaseOptions):
         """answer_chars: as in `VerifyInput`."""
@@ -170,6 +171,18 @@ class VerifyRM(RewardModel):
             [logit > 0 for logit in logits], labels)  # fmt: skip
         rows = [{"id": e.id, "logit": logit, "label": e.label} for e, logit in zip(examples, logits, strict=True)]
         return Evaluation(metrics, rows)
+
+    def score(self, model: CoTrained, asked: Sequence[LabelledResponse]) -> list[float | None]:
+        """The probability that the response is right. Raises `DataError` for one without a reference."""
+        sequences: dict[int, TokenIds] = {}
+        for i, one in enumerate(asked):
+            try:
+                (sequences[i],) = self.encode(one)
+            except TooLong:
+                continue
+        logits = scores_of(model, list(sequences.values()))
+        known = {i: sigmoid(logit) for i, logit in zip(sequences, logits, strict=True)}
+        return [known.get(i) for i in range(len(asked))]
 
 
 def error_rates(accepted: Sequence[bool], labels: Sequence[bool]) -> dict[str, float]:

@@ -9,7 +9,9 @@ same responses with another reference, whose label is known from the first: a ri
 wrong; a wrong one with the answer that it ends with (as its data set writes answers) is right.
 
 `string match` is the verifier `exact` with its default options: the last box, else the last number if the reference is
-one, else the whole response must be the reference. `rule` is the verifier `math`. Majority: the constant answer.
+one, else the whole response must be the reference. `in the last line`: the reference stands somewhere in the last line
+with text in it, which needs no rule where an answer stands. `rule` is the verifier `math`. Majority: the constant
+answer of each set. Every set counts the same in the mean of the sets.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from verifiers.verdict import VerifyRequest
 
 NAME, RECIPE = "claims_verify_rm", "verify_rm_chain"
 EVAL_TENTHS = 3
+MOST_COPIES = 4
 SIZE = ("hidden_size=64", "intermediate_size=256", "num_heads=4", "num_kv_heads=4")
 _SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
 _WORDS = Regex(r"</?(?:question|reference_answer|completion)>|[0-9]| ?[A-Za-z_]+|\s|[^\sA-Za-z0-9]")
@@ -135,6 +138,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     accepted: dict[str, list[bool]] = {
         "majority": majority(train, test),
         "string match": judged("exact", {}, test),
+        "in the last line": [t.reference in t.response.strip().rpartition("\n")[2] for t in test],
         "rule": judged("math", {}, test),
     }
     seconds = {}
@@ -161,11 +165,13 @@ def held_out(triple: Triple) -> bool:
 
 
 def augmented(train: Sequence[Triple]) -> list[Triple]:
-    """The triples as they are, and with another reference."""
+    """The triples as they are, and with another reference; those of small sets several times, each time with others."""
     rng = random.Random("verify_rm")
     references = {name: [t.reference for t in train if t.set == name] for name in SETS}
+    most = max(map(len, references.values()))
     out = []
-    for t in train:
+    copies = [t for t in train for _ in range(min(MOST_COPIES, most // len(references[t.set])))]
+    for t in copies:
         out.append(t)
         others = [near(t.reference, rng), rng.choice(references[t.set])]
         if t.label:
@@ -266,6 +272,8 @@ def measure(test: Sequence[Triple], accepted: Sequence[bool]) -> dict[str, dict[
             "accuracy": sum(a == b for a, b in zip(yes, labels, strict=True)) / len(index),
             "balanced_accuracy": 1 - sum(rates.values()) / len(rates),
         }
+    keys = ("false_accept", "false_reject", "accuracy", "balanced_accuracy")
+    out["mean of the sets"] = {key: sum(out[name][key] for name in SETS) / len(SETS) for key in keys}
     return out
 
 
@@ -283,8 +291,9 @@ def tables(body: dict[str, Any]) -> str:
     for what, title in (("accuracy", "Accuracy"), ("balanced_accuracy", "Balanced accuracy"),
                         ("false_accept", "Wrong responses accepted"),
                         ("false_reject", "Right responses rejected")):  # fmt: skip
-        lines = [[name, *(f"{100 * by_set[s][what]:.1f}%" for s in [*SETS, "all"])] for name, by_set in found.items()]
-        text += f"{title}, held-out questions:\n\n" + table(["judge", *SETS, "all"], lines) + "\n"
+        columns = [*SETS, "mean of the sets", "all"]
+        lines = [[name, *(f"{100 * by_set[s][what]:.1f}%" for s in columns)] for name, by_set in found.items()]
+        text += f"{title}, held-out questions:\n\n" + table(["judge", *columns], lines) + "\n"
     for name, wrong in body["disagreements"].items():
         text += f"Where {name} is wrong, the first of each set of {len(wrong)}:\n\n"
         for set_ in SETS:

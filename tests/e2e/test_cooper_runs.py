@@ -55,6 +55,11 @@ def test_a_trained_verify_rm_is_a_source_with_its_own_tokenizer_and_stays_as_it_
     assert cli.main(["train", "verify_rm_chain", *small]) == 0
     folder = tmp_path / "rm" / "checkpoints" / "step-000002"
     assert "answers/false_accept" in (tmp_path / "rm" / "metrics.jsonl").read_text()
+    asked = {"question": "1+2*3=", "gold_answer": "4", "completion": "3*3\n4\n#4", "gold_correct": True}
+    bench = tmp_path / "verifybench.jsonl"
+    bench.write_text(json.dumps(asked) + "\n" + json.dumps(asked | {"completion": "#3", "gold_correct": False}) + "\n")
+    assert cli.main(["bench", "rm", "--verifybench", str(bench), "--model", str(folder), "--out", str(tmp_path)]) == 0
+    assert "verify_rm" in (tmp_path / "report.md").read_text()
     frozen = [f"sources=[{{kind: rule, weight: 0.0}}, {{kind: verify_rm, path: {folder}}}]"]
     lines = run(tmp_path / "rl", "quickstart", 2, frozen)
     assert 0 < lines[1]["verify_rm/score_mean"] < 1

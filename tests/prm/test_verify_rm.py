@@ -213,6 +213,15 @@ def test_a_step_lowers_the_loss_and_evaluation_names_both_ways_to_be_wrong():
     assert [row["id"] for row in found.rows] == ["0", "1", "2"]
 
 
+def test_a_bench_gets_probabilities_and_none_for_what_does_not_fit():
+    kind, model = VerifyRM(VerifyRM.Options(), fit_context(130)), scorer()
+    rows = [LabelledResponse("a", (Message("user", "1+1?"),), "It is 2", 1.0, "2"),
+            LabelledResponse("b", (Message("user", "1+1?"),), "x" * 300, 1.0, "2")]  # fmt: skip
+    found = kind.score(model, rows)
+    assert found[0] == pytest.approx(float(torch.tensor(scores_of(model, kind.encode(rows[0]))[0]).sigmoid()))
+    assert found[1] is None
+
+
 def test_error_rates_are_of_the_right_and_of_the_wrong():
     assert error_rates([True, True, False, False], [True, False, True, True]) == {
         "false_reject": pytest.approx(2 / 3), "false_accept": 1.0}  # fmt: skip
