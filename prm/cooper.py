@@ -122,7 +122,7 @@ class Cooper(VerifyRmSource):
     def learn(self, kept: Kept, signal: Signal) -> dict[str, float]:
         if not kept.trajectories:
             return {}
-        verdicts = kept.verdicts or start_judging(self.context.runner, kept.trajectories, kept.examples)()
+        verdicts = kept.verdicts or self._judged(kept)
         positives = self._positives(kept, verdicts)
         chosen = [i for i in positives.values() if i is not None]
         written = dict(zip(chosen, self._negatives(kept, chosen), strict=True))
@@ -143,6 +143,13 @@ class Cooper(VerifyRmSource):
 
     # ---- pairs ---------------------------------------------------------
 
+    def _judged(self, kept: Kept) -> list[Verdict]:
+        def judged(index: Sequence[int]) -> list[Verdict]:
+            asked = [kept.trajectories[i] for i in index], [kept.examples[i] for i in index]
+            return start_judging(self.context.runner, *asked)()
+
+        return self.context.world.shared_work(range(len(kept.trajectories)), judged)
+
     def _positives(self, kept: Kept, verdicts: Sequence[Verdict]) -> dict[int, int | None]:
         score_N = [v.score for v in verdicts]
         groups = kept.group_N.tolist()
@@ -160,11 +167,13 @@ class Cooper(VerifyRmSource):
             requests = [
                 self._request(kept.trajectories[chosen[k]], kept.examples[chosen[k]], kept.step, attempt) for k in open_
             ]
-            replies = self.assistant.ask(requests)
-            verdicts = iter(self.context.runner.verify([
-                _judged(reply.text, kept.examples[chosen[k]])
+            share = self.context.world.shared_work
+            replies = share(requests, self.assistant.ask)
+            asked = [
+                _to_judge(reply.text, kept.examples[chosen[k]])
                 for k, reply in zip(open_, replies, strict=True) if reply.text is not None
-            ]))  # fmt: skip
+            ]  # fmt: skip
+            verdicts = iter(share(asked, self.context.runner.verify))
             for k, reply in zip(open_, replies, strict=True):
                 out[k] = heard(out[k], reply, None if reply.text is None else next(verdicts))
         return out
@@ -240,7 +249,7 @@ def pick_positives(
     return {g: random.Random(derive_seed(seed, g)).choice(index) if index else None for g, index in right.items()}
 
 
-def _judged(negative: str, example: Example) -> VerifyRequest:
+def _to_judge(negative: str, example: Example) -> VerifyRequest:
     return VerifyRequest(negative, example.gold, example.meta, example.id)
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -169,6 +169,10 @@ class VerifyRmSource(Source):
     """
 
     phase = "judge"
+    reading: ClassVar[Mapping[str, str]] = {
+        "scorer": "The sigmoid of the number after the last token is the probability that the completion's final "
+        "answer is the reference; both are fields of one tagged string (docs/methods/verify_rm.md)."
+    }
 
     class Options(VerifyOptions):
         @model_validator(mode="after")
