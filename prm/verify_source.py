@@ -37,8 +37,10 @@ MAX_TOKENS = 8192
 
 
 class VerifyTraining(TrainingOptions):
-    """label_noise: share of the labels that are turned round, for experiments."""
+    """lr: the learning rate here, if it is not that of `optim`. label_noise: share of the labels that are turned round,
+    for experiments."""
 
+    lr: float | None = Field(default=None, ge=0)
     label_noise: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
@@ -129,9 +131,13 @@ class VerifyScorer:
         sampler = Sampler(len(rows), derive_seed(self.context.seed, "verify_rm", "order", self.options.member))
         size = min(train.solutions_per_step, len(rows))
         done: dict[str, float] = {}
+        later = self.model.optim
+        if later is not None and train.lr is not None:
+            self.model.optim = later.model_copy(update={"lr": train.lr})
         for _ in range(train.steps):
             some = [rows[i] for i in sampler.next(size)]
             done = self.step([ids for ids, _ in some], [y for _, y in some])
+        self.model.optim = later
         self.fitted = {"trained/loss": done["loss"], "trained/labels": float(len(rows)),
                        "trained/label_mean": sum(y for _, y in rows) / len(rows)}  # fmt: skip
 

@@ -24,16 +24,16 @@ from verifiers.errors import AssayError
 
 NAME, RECIPE = "claims_cooper", "cooper_chain"
 HACKED_POINTS = 10
-MODEL = ("train: {prompts: 256, samples_per_prompt: 2, steps: %d, solutions_per_step: 32}, "
-         "optim: {lr: 1e-3, warmup_steps: 5}")  # fmt: skip
+MODEL = ("train: {prompts: 256, samples_per_prompt: 2, steps: %d, solutions_per_step: 32, lr: 1e-3}, "
+         "optim: {lr: %g, warmup_steps: 5}")  # fmt: skip
 NOTE = """Held-out accuracy in percent (avg@k) / mean reward of the training batches since the evaluation before; mean
 over the seeds. The reward of `rule` is the accuracy of those batches, of the others the model's probability.
 
 """
 
 
-def arms(rm_steps: int) -> dict[str, list[str]]:
-    model = MODEL % rm_steps
+def arms(rm_steps: int, rm_lr: float) -> dict[str, list[str]]:
+    model = MODEL % (rm_steps, rm_lr)
     return {
         "rule": ["sources=[{kind: rule}]"],
         "frozen": [f"sources=[{{kind: rule, weight: 0.0}}, {{kind: verify_rm, {model}}}]"],
@@ -42,13 +42,14 @@ def arms(rm_steps: int) -> dict[str, list[str]]:
 
 
 def main(arguments: list[str]) -> int:
-    parser = options_parser("cooper", str(__doc__).splitlines()[0], list(arms(1)), steps=60)
+    parser = options_parser("cooper", str(__doc__).splitlines()[0], list(arms(1, 0)), steps=60)
     parser.add_argument("--rm-steps", type=int, default=40, help="of the reward model, before the RL")
+    parser.add_argument("--rm-lr", type=float, default=1e-4, help="of Cooper's reward model, beside the policy")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     report = Report(NAME, options)
     report.header["command"] = portable(["python", "-m", "benchmarks.claims.cooper", *arguments])
-    made = arms(options.rm_steps)
+    made = arms(options.rm_steps, options.rm_lr)
     try:
         measured = run_arms(options, RECIPE, made, ["rollout.max_response_tokens=40"])
     except AssayError as error:

@@ -244,6 +244,14 @@ def test_it_is_trained_on_verdicts_of_the_present_policy_and_then_frozen(runner)
     assert torch.equal(before, torch.cat([p.flatten() for p in made.scorer.model.parameters()]))
 
 
+def test_the_training_before_the_rl_may_have_a_learning_rate_of_its_own(runner):
+    made = source("verify_rm", context(runner, chain(12)), train=TRAIN | {"lr": 0.0}, optim=OPTIM)
+    before = {n: t.clone() for n, t in made.scorer.model.causal_lm.state_dict().items()}
+    made.start_from(before)
+    assert all(torch.equal(t, before[n]) for n, t in made.scorer.model.causal_lm.state_dict().items())
+    assert made.scorer.model.optim.lr == OPTIM["lr"]
+
+
 def test_label_noise_turns_labels_round(runner):
     made = source("verify_rm", context(runner, chain(12)), train=TRAIN | {"label_noise": 1.0}, optim=OPTIM)
     made.start_from(made.scorer.model.causal_lm.state_dict())
