@@ -2,8 +2,8 @@
 
 `python -m benchmarks.source_overhead` trains each CPU recipe for some steps in this process, with an exclusive
 stopwatch around every call of a source: time inside a model (forward, backward, optimizer step), the engine, the
-verifier or a judge is theirs, what is left is the source's own. Packing is counted: how often sequences were packed in a
-step, how often a packing was there already, and how many of the packed tokens are padding.
+verifier or a judge is theirs, what is left is the source's own. Packing is counted: how often sequences were packed in
+a step, how often a packing was there already, and how many of the packed tokens are padding.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from rollout.packed_model import PackedModel
 from rollout.torch_engine import TorchEngine
 from trainer.compose import load_recipe
 from trainer.loop import run_steps
-from trainer.train import Session, start
+from trainer.session import Session
+from trainer.train import start
 from verifiers.runner import Runner
 
 RECIPES = ("prime_chain", "oreal_chain", "tp_grpo_chain", "step_prm_chain", "orm_chain", "clip_delta_chain",

@@ -195,12 +195,12 @@ class Source:
     gives: tuple[str, ...] = ()
     reading: ClassVar[Mapping[str, str]] = {}
     judges: Literal["responses", "groups"] = "responses"
+    gives_verdicts: bool = False
 
     @classmethod
     def needs_both_views(cls, options: Any) -> bool:
         """Whether it compares a question with its paraphrase (data.views=both)."""
         return False
-    gives_verdicts: bool = False
 
     class Options(BaseOptions):
         pass

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import data
-import trainer.train
+import trainer.session
 import trainer.weigh
 from prm.cotrained import ModelSetup
 from prm.signal import SourceContext
@@ -102,7 +102,7 @@ def make_config(overrides: dict[str, Any] | None = None) -> Config:
 
 
 def model_setup(config: Config) -> ModelSetup:
-    return trainer.train.model_setup(config, CPU)
+    return trainer.session.model_setup(config, CPU)
 
 
 def source_context(runner: Runner, config: Config | None = None, generate: Any = None) -> SourceContext:

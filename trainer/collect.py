@@ -24,7 +24,7 @@ from verifiers.verdict import Verdict
 
 if TYPE_CHECKING:
     from trainer.loop import LoopState
-    from trainer.train import Session
+    from trainer.session import Session
 
 
 @dataclass(slots=True)

@@ -216,7 +216,7 @@ def start_verifying(
 
 def evaluate_checkpoint(config: Config, checkpoint: str) -> dict[str, Any]:
     """`assay eval`: the recipe's evaluation sets on the weights of a checkpoint folder (or any HF folder or hub id)."""
-    from trainer.train import Session
+    from trainer.session import Session
 
     with Session(config, weights=checkpoint) as session:
         session.engine.load_weights(session.learner.weights(), version=0)

@@ -36,7 +36,8 @@ from trainer.fit_config import FitConfig
 from trainer.loop import StopRequested, due
 from trainer.preflight import PreflightReport, count_parameters
 from trainer.records import RunFolder, check_writable, disk_errors, fsync_path
-from trainer.train import choose_device, install_sigterm, newest_checkpoint, peak_memory_mb
+from trainer.session import choose_device
+from trainer.train import install_sigterm, newest_checkpoint, peak_memory_mb
 from verifiers.errors import ConfigError, DataError, RunError
 from verifiers.options import parse_options
 

@@ -25,7 +25,7 @@ from verifiers.errors import RunError
 from verifiers.verdict import Status
 
 if TYPE_CHECKING:
-    from trainer.train import Session
+    from trainer.session import Session
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from trainer.collect import Rollouts, collect
 
 if TYPE_CHECKING:
     from trainer.loop import LoopState
-    from trainer.train import Session
+    from trainer.session import Session
 
 
 class RolloutsAhead:

@@ -22,7 +22,7 @@ from trainer.learner import Learner, NonFiniteError, TrainingBatch
 from trainer.objective import needs_reference
 
 if TYPE_CHECKING:
-    from trainer.train import Session
+    from trainer.session import Session
 
 
 def write_bundle(session: Session, step: int, batch: TrainingBatch) -> Path:
@@ -50,7 +50,7 @@ def replay(bundle: Path) -> list[str]:
     """Run the step of a bundle again, first each trajectory alone, then the whole update; say what is not finite."""
     from rollout.models import load_policy
     from trainer.compose import load_resolved
-    from trainer.train import choose_device
+    from trainer.session import choose_device
 
     config = load_resolved(bundle / "resolved.yaml")
     model = config.model.model_copy(

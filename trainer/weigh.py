@@ -21,7 +21,7 @@ from trainer.objective import kl_penalty, kl_reward, needs_reference, soft_overl
 from trainer.shaping.base import ShapingInputs
 
 if TYPE_CHECKING:
-    from trainer.train import Session
+    from trainer.session import Session
 
 
 def credit(session: Session, rollouts: Rollouts, kept: Kept) -> list[Signal]:

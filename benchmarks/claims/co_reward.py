@@ -28,7 +28,8 @@ import torch
 from benchmarks.report import RESULTS, Report, portable, progress, table
 from trainer.compose import load_recipe
 from trainer.config import Config
-from trainer.train import train, with_weights
+from trainer.session import with_weights
+from trainer.train import train
 
 NAME, RECIPE = "claims_co_reward", "co_reward_chain"
 ONE_VIEW = "data.views=original"

@@ -32,7 +32,8 @@ from trainer.checkpoint import list_checkpoints
 from trainer.compose import load_recipe
 from trainer.config import Config
 from trainer.evaluate import verify_trajectories
-from trainer.train import Session, train
+from trainer.session import Session
+from trainer.train import train
 from verifiers.errors import AssayError, RunError
 from verifiers.verdict import Status
 

@@ -41,7 +41,8 @@ from trainer.collect import collect
 from trainer.compose import load_recipe
 from trainer.config import Config
 from trainer.loop import LoopState
-from trainer.train import Session, train, with_weights
+from trainer.session import Session, with_weights
+from trainer.train import train
 
 RECIPE = "prime_chain"
 SOURCE = "benchmarks.claims.prime:WrongChain"

@@ -29,7 +29,8 @@ from data import load_examples, part
 from data.chain import check_steps
 from trainer.compose import load_recipe
 from trainer.config import Config
-from trainer.train import train, with_weights
+from trainer.session import with_weights
+from trainer.train import train
 
 NAME, RECIPE = "claims_tp_grpo", "tp_grpo_chain"
 GRPO = ["objective.advantage.kind=grpo", "~objective.advantage.alpha", "sources=[{kind: rule}]"]

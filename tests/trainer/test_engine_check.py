@@ -12,7 +12,7 @@ from rollout.engine import ScoringEngine
 from rollout.torch_engine import TorchEngine
 from tests.helpers import CPU, EOS, forward_logits, make_config, make_learner, prompts, sharpen, tokenizer
 from trainer.engine_check import EngineCheck, correlation, describe
-from trainer.train import Session
+from trainer.session import Session
 from verifiers.errors import RunError
 
 TEXTS = prompts([12, 20, 9])

@@ -18,7 +18,7 @@ from tests.trainer.test_weigh import rollouts
 from trainer.advantages.base import ADVANTAGES
 from trainer.learner import TrainingBatch
 from trainer.objective import importance_weights, normalised_weights
-from trainer.train import Session
+from trainer.session import Session
 from verifiers.errors import ConfigError
 from verifiers.options import parse_options
 

@@ -158,7 +158,7 @@ def _use(d: Description) -> str:
 
 
 def _source_names(chosen: Chosen) -> list[str]:
-    from trainer.train import names_of
+    from trainer.session import names_of
 
     return names_of([part.kind for part in chosen.config.sources])
 
