@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from transformers import PreTrainedTokenizerBase
@@ -48,6 +50,25 @@ def read_tensors(path: Path, learner: Learner, models: Mapping[str, CoTrained]) 
     """Fill the live tensors with those of `path`, in place. Raises what torch raises for a damaged folder."""
     with torch.no_grad():
         load(tensors(learner, models), checkpoint_id=path / FOLDER, no_dist=not dist.is_initialized())
+
+
+def read_policy(path: Path) -> dict[str, dict[str, Tensor]]:
+    """{"policy": trained parameters, "value_head": ...} of a checkpoint in whole tensors, without a model to put them
+    into, in one process."""
+    metadata = FileSystemReader(path / FOLDER).read_metadata().state_dict_metadata
+    wanted = {
+        name: torch.empty(stored.size, dtype=stored.properties.dtype)
+        for name, stored in metadata.items()
+        if isinstance(stored, TensorStorageMetadata)
+        and name.startswith("policy.")
+        and not name.startswith(("policy.optimizer.", "policy.reference."))
+    }
+    load(wanted, checkpoint_id=path / FOLDER, no_dist=True)
+    out: dict[str, dict[str, Tensor]] = {"policy": {}, "value_head": {}}
+    for name, tensor in wanted.items():
+        part = "value_head" if name.startswith("policy.value_head.") else "policy"
+        out[part][name.removeprefix("policy.").removeprefix("value_head.")] = tensor
+    return out
 
 
 class ShardedWriter:

@@ -21,16 +21,25 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 RECIPES = {
     "quickstart": [],
     "prime_chain": [],
+    "cooper_chain": [],
     "quickstart-ppo-shared": ["objective=ppo_shared"],
     "co_reward_chain": ["sources.0.version=III", "sources.0.teacher={share_start: 0.5, is_kl_reference: true}",
                         "objective.kl.coef=0.01"],
 }  # fmt: skip
 
 
+# what the small settings above leave too big
+SMALLER = {
+    "cooper_chain": [
+        "sources.1.train={prompts: 24, samples_per_prompt: 2, steps: 4, solutions_per_step: 8, lr: 1.0e-3}"
+    ]
+}
+
+
 def training(folder, recipe, *overrides):
     name = recipe.split("-", maxsplit=1)[0]
     where = [f"run.dir={folder.parent}", f"name={folder.name}"]
-    return ["-m", "trainer.train", f"recipe={name}", *where, *SMALL, *overrides]
+    return ["-m", "trainer.train", f"recipe={name}", *where, *SMALL, *SMALLER.get(name, []), *overrides]
 
 
 def run(ranks, folder, recipe, *overrides):

@@ -26,6 +26,7 @@ from trainer.compose import load_resolved
 from trainer.config import Config
 from trainer.learner import merged_lora_weights
 from trainer.records import check_writable, disk_errors
+from trainer.sharded_checkpoint import read_policy
 from verifiers.errors import ConfigError, ModelError, RunError, did_you_mean
 
 _NOT_COPIED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
@@ -227,11 +228,7 @@ def _with_adapter(chosen: Chosen) -> nn.Module:
 def _learner_state(chosen: Chosen) -> dict[str, Any]:
     """Mapped, not read: the optimizer's part stays on the disk."""
     if (chosen.checkpoint / "sharded").is_dir():
-        raise ModelError(
-            "Adapters and shared value heads of a checkpoint that several ranks wrote cannot be exported yet.",
-            where=str(chosen.checkpoint / "sharded"),
-            fix="resume the run in one process, whose next checkpoint is not sharded",
-        )
+        return read_policy(chosen.checkpoint)
     return torch.load(chosen.checkpoint / "state.pt", map_location="cpu", weights_only=True, mmap=True)["learner"]
 
 
