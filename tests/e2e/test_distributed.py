@@ -30,9 +30,7 @@ RECIPES = {
 
 # what the small settings above leave too big
 SMALLER = {
-    "cooper_chain": [
-        "sources.1.train={prompts: 24, samples_per_prompt: 2, steps: 4, solutions_per_step: 8, lr: 1.0e-3}"
-    ]
+    "cooper_chain": ["sources.1.train.prompts=24", "sources.1.train.steps=4", "sources.1.train.solutions_per_step=8"]
 }
 
 
@@ -80,8 +78,8 @@ def assert_same_run(one: Path, other: Path, tolerance: float):
     for a, b in zip(metrics(one), metrics(other), strict=True):
         assert a.keys() == b.keys()
         for name, value in a.items():
-            # a norm sums over all parameters, and is of weights that differ by the rounding of the steps before
-            relative = 5 * tolerance if name.endswith("grad_norm") else tolerance
+            # norms and peaks sum over many values, of weights that differ by the rounding of the steps before
+            relative = tolerance if "loss" in name else 5 * tolerance
             assert b[name] == pytest.approx(value, abs=tolerance, rel=relative), (a["step"], name)
     last = sorted((one / "checkpoints").iterdir())[-1].name
     folders = [p.relative_to(one) for p in model_folders(one / "checkpoints" / last)]

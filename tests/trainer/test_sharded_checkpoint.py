@@ -1,4 +1,4 @@
-"""The tensors of a sharded checkpoint, written and read by one process; several are in tests/e2e/test_distributed.py."""
+"""A sharded checkpoint written and read by one process, and what ranks say to each other. Real ones: e2e."""
 
 import pytest
 import torch
