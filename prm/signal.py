@@ -103,7 +103,8 @@ class Kept:
     """The trajectories of a step that are trained on, whole groups in order, with what the judging sources said.
 
     outcome_N: the weighted sum of their outcomes; never NaN. verdicts: of the rule source, [] without one.
-    step: optimizer rounds done before this one, from 0. baseline_N: the outcome of the greedy response to the same
+    step: optimizer rounds done before this one, from 0. permuted: the outcomes were dealt out at random
+    (train.shuffle_rewards), and nobody may ask who is right. baseline_N: the outcome of the greedy response to the same
     prompt, where the estimator wants it.
     """
 
@@ -113,6 +114,7 @@ class Kept:
     verdicts: list[Verdict]
     step: int
     baseline_N: Tensor | None = None
+    permuted: bool = False
 
     @property
     def group_N(self) -> Tensor:

@@ -294,7 +294,7 @@ class Orm(Source):
         if not kept.trajectories:
             return {}
         metrics = self.scorer.fitted if kept.step == 0 else {}
-        known = [float(c) for c in kept.correct_N] if kept.verdicts else None
+        known = [float(c) for c in kept.correct_N] if kept.verdicts or kept.permuted else None
         unknown = [float("nan")] * len(kept.trajectories)
         metrics = metrics | score_health(signal.labels["orm_score"], known or unknown)
         if not self.scorer.is_due(kept.step):

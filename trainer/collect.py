@@ -58,6 +58,7 @@ class Rollouts:
             [verdicts[i] for i in self.kept] if verdicts and not self.shuffled else [],
             step,
             None if self.baseline_N is None else self.baseline_N[self.kept],
+            self.shuffled,
         )
 
     @property

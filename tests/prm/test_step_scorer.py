@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,17 @@ def test_an_outcome_model_learns_verdicts_and_scores_the_end_of_a_response(runne
     assert metrics["auc"] == 1.0
     assert metrics["loss"] < 0.3
     assert metrics["calibration_error"] < 0.3
+
+
+def test_under_permuted_outcomes_an_orm_asks_nobody_who_is_right():
+    """Labels of the verifier would leak into the control that must learn from nothing."""
+    examples = chain(2)
+    texts = [f"#{examples[0].gold}", "#x"]
+    orm = source("orm", context(None, examples), optim=OPTIM, update_every=1)  # no verifier to ask
+    kept = replace(kept_of(examples, texts), verdicts=[], outcome_N=torch.tensor([0.0, 1.0]), permuted=True)
+    metrics = orm.learn(kept, orm.credit(kept))
+    assert metrics["true_share"] == 0.5
+    assert "loss" in metrics
 
 
 def test_the_role_of_an_outcome_model_is_its_phase(runner):
