@@ -2,7 +2,7 @@
 
 `python -m benchmarks.source_overhead` trains each CPU recipe for some steps in this process, with an exclusive
 stopwatch around every call of a source: time inside a model (forward, backward, optimizer step), the engine, the
-verifier or a judge is theirs, what is left is the source's own. Packing is counted: how often sequences were packed in
+verifier, a judge or the generator's program is theirs, what is left is the source's own. Packing is counted: how often sequences were packed in
 a step, how often a packing was there already, and how many of the packed tokens are padding.
 """
 
@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import torch
 
+import data.chain
 import prm.cotrained
 import trainer.learner
 from benchmarks.report import RESULTS, Report, progress, spread, table
@@ -41,6 +42,7 @@ RECIPES = ("prime_chain", "oreal_chain", "tp_grpo_chain", "step_prm_chain", "orm
 SMALL = ["warm_start.steps=60", "eval.every_steps=null", "data.eval.0.source.max_examples=8",
          "checkpoint.every_steps=null", "record.tensorboard=false", "record.trajectories=false",
          "hardware.threads=1"]  # fmt: skip
+FEWER = {"oreal_chain": ["sources.1.warmup_steps=1"]}  # or the policy would learn in none of them
 PHASES = ("start", "score", "credit", "learn")
 
 
@@ -79,7 +81,8 @@ class Stopwatch:
 
 def measured(recipe: str, steps: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
     """Seconds a step by label, for the steps after the first two, and the packings."""
-    config = load_recipe(recipe, [*SMALL, f"run.dir={folder}", f"train.steps={steps}", *overrides])
+    overrides = [f"run.dir={folder}", f"train.steps={steps}", *FEWER.get(recipe, []), *overrides]
+    config = load_recipe(recipe, [*SMALL, *overrides])
     watch, packed = Stopwatch(), Counter[str]()
     pack_one, pack = packing._pack_one, packing.Packer.pack
 
@@ -104,6 +107,7 @@ def measured(recipe: str, steps: int, folder: Path, overrides: list[str]) -> dic
         patch.object(TorchEngine, "load_weights", watch.around(TorchEngine.load_weights, "engine")),
         patch.object(Runner, "submit", watch.around(Runner.submit, "verifier")),
         patch.object(Runner, "verify", watch.around(Runner.verify, "verifier")),
+        patch.object(data.chain, "label_lines", watch.around(data.chain.label_lines, "oracle")),
         patch.object(packing.Packer, "pack", counted_pack),
         patch.object(packing, "_pack_one", counted_one),
     ]
@@ -158,13 +162,13 @@ def main() -> None:
     rows = []
     for f in found:
         seconds = {label: median(s.get(label, 0.0) for s in f["steps"])
-                   for label in ("step", "source", "model", "engine", "verifier", "judge")}  # fmt: skip
+                   for label in ("step", "source", "model", "engine", "verifier", "judge", "oracle")}  # fmt: skip
         p, share = f["packing"], f["own_share"]
         rows.append([f["recipe"], f"{share['median']:.1f}% ({share['min']:.1f} to {share['max']:.1f})",
                      *(f"{seconds[label]:.3f}" for label in seconds), str(p["shared"]),
                      str(p["tokens"] - p["real_tokens"])])  # fmt: skip
     columns = ["recipe", "the sources' own share of a step", "step, s", "sources' own", "models", "engine", "verifier",
-               "judge", "packings that were there already", "padding tokens"]  # fmt: skip
+               "judge", "the generator's program", "packings that were there already", "padding tokens"]  # fmt: skip
     report.write({"found": found}, table(columns, rows))
 
 
