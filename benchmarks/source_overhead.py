@@ -2,8 +2,8 @@
 
 `python -m benchmarks.source_overhead` trains each CPU recipe for some steps in this process, with an exclusive
 stopwatch around every call of a source: time inside a model (forward, backward, optimizer step), the engine, the
-verifier, a judge or the generator's program is theirs, what is left is the source's own. Packing is counted: how often sequences were packed in
-a step, how often a packing was there already, and how many of the packed tokens are padding.
+verifier, a judge or the generator's program is theirs, what is left is the source's own. Packing is counted: how often
+sequences were packed in a step, how often a packing was there already, and how many of the packed tokens are padding.
 """
 
 from __future__ import annotations
