@@ -40,6 +40,7 @@ FACTS = ModelFacts(
     num_kv_heads=2, head_dim=64, tied=False, adapter_parameters=10 * MB, adapted_parameters=600 * MB,
 )  # fmt: skip
 OPTIM = {"lr": 1e-4}
+VERIFY = {"train": {"prompts": 4, "steps": 1, "solutions_per_step": 4}, "optim": OPTIM}
 OPTIONS: dict[str, list[dict[str, Any]]] = {  # of every source that has models, each way it can have them
     "implicit": [
         {"optim": OPTIM},
@@ -49,6 +50,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {  # of every source that has models,
     "token_credit": [{"optim": OPTIM}],
     "step_prm": [{"optim": OPTIM, "update_every": 1}, {"path": "FOLDER"}],
     "orm": [{"optim": OPTIM, "update_every": 1}, {"path": "FOLDER"}],
+    "agreement": [{"version": "II", "votes": "boxed_text"}],
+    "verify_rm": [VERIFY],
+    "cooper": [{**VERIFY, "assistant": {"kind": "oracle"}}],
+    "ensemble": [{"members": [{"kind": "verify_rm", **VERIFY}, {"kind": "verify_rm", **VERIFY}]}],
+    "hybrid": [{"model": {"kind": "verify_rm", **VERIFY}}],
 }
 BF16 = {"model.compute_dtype": "bfloat16", "rollout.dtype": "bfloat16"}
 LORA = {"model.lora": {"rank": 4, "alpha": 8.0}}
