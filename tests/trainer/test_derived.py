@@ -81,7 +81,7 @@ def test_the_table_shows_every_number_with_its_unit() -> None:
     text = console.export_text()
     assert "trajectories per step" in text
     assert "4,000.0 MB (estimate)" in text
-    assert "update of policy" in text
+    assert "memory peak in" in text
 
 
 def test_the_ranks_and_what_lies_on_their_hosts_are_named() -> None:
