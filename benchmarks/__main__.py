@@ -14,7 +14,7 @@ from verifiers.errors import AssayError
 
 NAMES = (
     "decode", "train_step", "grpo_step", "objective", "objectives", "quickstart", "mawps", "verifier_pool",
-    "math_responses", "iou", "sandbox", "code_rlvr", "vllm_engine",
+    "math_responses", "iou", "sandbox", "code_rlvr", "vllm_engine", "memory",
 )  # fmt: skip
 
 

@@ -251,6 +251,10 @@ class AgreementSource(Source):
             self.context.move_reference(weights)
         return {"policy_share": share}
 
+    @classmethod
+    def planned_models(cls, options: AgreementSource.Options) -> dict[str, Literal["trained", "frozen"]]:
+        return {"teacher": "frozen"} if options.has_teacher else {}
+
     def models(self) -> dict[str, CoTrained]:
         return {} if self.teacher is None else {"teacher": self.teacher}
 

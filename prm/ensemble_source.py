@@ -9,7 +9,7 @@ Shapes: K members, N trajectories.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -19,7 +19,7 @@ from data.example import Example
 from prm.bench.ranking import correlation
 from prm.cotrained import CoTrained
 from prm.ensemble import EnsembleOptions, combine
-from prm.members import Members, build_member, check_members, only, prefixed
+from prm.members import Members, build_member, check_members, only, planned_by, prefixed
 from prm.signal import SOURCES, Kept, Signal, Source, SourceContext
 from prm.step_scorer import TrainingOptions, sample_solutions
 from rollout.trajectory import Trajectory
@@ -104,6 +104,10 @@ class Ensemble(Source):
             own = Signal(torch.tensor(said.pop("outcome", [])), labels=said)
             metrics |= prefixed(name, source.learn(kept, own))
         return metrics
+
+    @classmethod
+    def planned_models(cls, options: Ensemble.Options) -> dict[str, Literal["trained", "frozen"]]:
+        return planned_by({f"member{k}": part for k, part in enumerate(options.members)})
 
     def models(self) -> dict[str, CoTrained]:
         return self.members.models()

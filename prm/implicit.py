@@ -103,6 +103,11 @@ class ImplicitSource(Source):
         if self.reference is not None:
             self.reference.start_from(weights)
 
+    @classmethod
+    def planned_models(cls, options: ImplicitOptions) -> dict[str, Literal["trained", "frozen"]]:
+        prm: dict[str, Literal["trained", "frozen"]] = {"prm": "frozen" if options.optim is None else "trained"}
+        return prm if options.reference == "moving" else {**prm, "reference": "frozen"}
+
     def models(self) -> dict[str, CoTrained]:
         return {"prm": self.prm} if self.reference is None else {"prm": self.prm, "reference": self.reference}
 

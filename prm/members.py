@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -29,6 +29,15 @@ def build_member(part: Mapping[str, Any], context: SourceContext, key: str) -> S
         raise ConfigError(f"A source of kind '{part['kind']}' gives credit to tokens, it does not judge responses.",
                           where=key, fix="verify_rm, judge, rule, or orm with role=outcome")  # fmt: skip
     return made
+
+
+def planned_by(named: Mapping[str, Mapping[str, Any]]) -> dict[str, Literal["trained", "frozen"]]:
+    """`Source.planned_models` of members, by the names that `Members.models` gives."""
+    out: dict[str, Literal["trained", "frozen"]] = {}
+    for name, part in named.items():
+        kind, options = member_options(part, name)
+        out |= {f"{name}_{model}": how for model, how in kind.planned_models(options).items()}
+    return out
 
 
 class Members:

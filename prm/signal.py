@@ -238,6 +238,11 @@ class Source:
         """Co-train on what was kept, after the policy's update; metrics. `signal`: what it said about them."""
         return {}
 
+    @classmethod
+    def planned_models(cls, options: Any) -> dict[str, Literal["trained", "frozen"]]:
+        """The names of `models` with these options, before anything is built: for the estimate of memory and disk."""
+        return {}
+
     def models(self) -> dict[str, CoTrained]:
         """Its models by name: they are in every checkpoint with their optimizers, and are exported with it."""
         return {}

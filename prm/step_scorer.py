@@ -234,6 +234,10 @@ class StepPrm(StepSource):
         metrics = self.scorer.step(solutions)
         return {name: metrics[name] for name in ("loss", "grad_norm", "lr")} | {"label_mean": label_mean}
 
+    @classmethod
+    def planned_models(cls, options: ScorerOptions) -> dict[str, Literal["trained", "frozen"]]:
+        return {"scorer": "frozen" if options.optim is None else "trained"}
+
     def models(self) -> dict[str, CoTrained]:
         return {"scorer": self.scorer.model}
 
@@ -302,6 +306,10 @@ class Orm(Source):
         labels = known or correctness(self.context, kept.trajectories, kept.examples)  # no source asked the verifier
         done = self.scorer.step(_at_the_end(kept.trajectories, labels))
         return metrics | {name: done[name] for name in ("loss", "grad_norm", "lr")}
+
+    @classmethod
+    def planned_models(cls, options: ScorerOptions) -> dict[str, Literal["trained", "frozen"]]:
+        return {"scorer": "frozen" if options.optim is None else "trained"}
 
     def models(self) -> dict[str, CoTrained]:
         return {"scorer": self.scorer.model}

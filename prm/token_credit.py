@@ -72,6 +72,10 @@ class TokenCredit(Source):
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
         self.model.start_from(weights)
 
+    @classmethod
+    def planned_models(cls, options: TokenCredit.Options) -> dict[str, Literal["trained", "frozen"]]:
+        return {"model": "trained"}
+
     def models(self) -> dict[str, CoTrained]:
         return {"model": self.model}
 

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -204,6 +204,10 @@ class VerifyRmSource(Source):
         if len(known) > 1:
             metrics |= {"score_mean": float(known.mean()), "score_std": float(known.std())}
         return Signal(reward_N, labels={"verify_logit": logit_N.tolist()}, metrics=metrics)
+
+    @classmethod
+    def planned_models(cls, options: VerifyOptions) -> dict[str, Literal["trained", "frozen"]]:
+        return {"scorer": "frozen" if options.optim is None else "trained"}
 
     def models(self) -> dict[str, CoTrained]:
         return {"scorer": self.scorer.model}

@@ -73,7 +73,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         return sub
 
     add("train", _train, "Train a model by a recipe; continues an unfinished run of the same name.", recipe=True)
-    add("check", _check, "Validate a recipe, its data and its model without training.", recipe=True)
+    check = add("check", _check, "Validate a recipe, its data and its model without training.", recipe=True)
+    check.add_argument("--gpus", metavar="N", type=int, help="estimate the memory of one of N ranks with a GPU each")
+    check.add_argument("--calibrate", action="store_true", help="measure the model here, and say how long a run takes")
     evaluate = add("eval", _eval, "Evaluate a checkpoint on the evaluation sets of a recipe.", recipe=True)
     evaluate.add_argument("--checkpoint", metavar="PATH", required=True, help="folder of a checkpoint or of a model")
     text = "Write the training questions of a recipe in other words, by a model behind an OpenAI-compatible server."
@@ -165,8 +167,15 @@ def _check(parsed: argparse.Namespace) -> int:
     from trainer.fit import check_fit
     from trainer.fit_config import FitConfig
     from trainer.preflight import check
+    from verifiers.errors import ConfigError
 
-    report = check_fit(config) if isinstance(config, FitConfig) else check(config)
+    if isinstance(config, FitConfig):
+        if parsed.gpus is not None or parsed.calibrate:
+            raise ConfigError("--gpus and --calibrate are for recipes of `assay train`.", where=parsed.recipe,
+                              fix="leave them out")  # fmt: skip
+        report = check_fit(config)
+    else:
+        report = check(config, parsed.gpus, parsed.calibrate)
     console = Console()
     console.print(render_table(report.derived))
     for line in report.lines:

@@ -34,7 +34,8 @@ from trainer.derived import render_table
 from trainer.display import Display
 from trainer.fit_config import FitConfig
 from trainer.loop import StopRequested, due
-from trainer.preflight import PreflightReport, count_parameters
+from trainer.memory import model_facts
+from trainer.preflight import PreflightReport
 from trainer.records import RunFolder, check_writable, disk_errors, fsync_path
 from trainer.session import choose_device
 from trainer.train import install_sigterm, newest_checkpoint, peak_memory_mb
@@ -320,7 +321,7 @@ def prepare_fit(config: FitConfig) -> Fit:
     check_writable(run_path, min_free_mb=64)
     tokenizer = load_tokenizer(config.model)
     model_config = load_config(config.model, tokenizer)
-    parameters = count_parameters(model_config)
+    parameters = model_facts(model_config).parameters
     kept = config.checkpoint.keep_last + 1 + (config.checkpoint.best_by is not None)
     check_writable(run_path, min_free_mb=64 + kept * 12 * parameters // 2**20)  # weights and AdamW's moments
     limit = getattr(model_config, "max_position_embeddings", None)

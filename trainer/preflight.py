@@ -27,10 +27,13 @@ from data import (
 )
 from rollout.engine import ENGINES
 from rollout.models import load_config, load_tokenizer
+from rollout.world import launched_size
 from trainer.combinations import warnings
 from trainer.compose import engine_options
 from trainer.config import Config, DataPart
 from trainer.derived import derive
+from trainer.memory import BYTES, ModelFacts, check_ranks, model_facts, planned_models
+from trainer.objective import needs_reference
 from trainer.records import check_writable
 from verifiers.errors import ConfigError, DataError
 from verifiers.runner import Runner
@@ -52,7 +55,7 @@ class Prepared:
     config: Config
     tokenizer: PreTrainedTokenizerBase
     model_config: PretrainedConfig
-    num_parameters: int
+    facts: ModelFacts
     runner: Runner
     train: list[Example]
     evals: dict[str, list[Example]]
@@ -78,11 +81,38 @@ class PreflightReport:
     lines: list[str]
 
 
-def check(config: Config) -> PreflightReport:
-    """All checks, nothing trained, nothing written. Raises the `AssayError` that training would raise."""
+def check(config: Config, gpus: int | None = None, calibrate: bool = False) -> PreflightReport:
+    """All checks, nothing trained, nothing written. Raises the `AssayError` that training would raise.
+
+    gpus: the memory of one of so many ranks; `ConfigError` if the profile is for a CPU, or the recipe cannot be spread
+    over them. calibrate: measure the model on this machine for some seconds, and say what a run would take.
+    """
+    if gpus is not None:
+        _check_gpus(config, gpus)
     prepared = prepare(config)
-    prepared.runner.close()
-    return PreflightReport(derived_numbers(prepared), prepared.lines)
+    try:
+        if calibrate:
+            from trainer.calibrate import calibration_lines
+
+            prepared.lines.extend(calibration_lines(prepared))
+    finally:
+        prepared.runner.close()
+    return PreflightReport(derived_numbers(prepared, gpus or launched_size()), prepared.lines)
+
+
+def _check_gpus(config: Config, gpus: int) -> None:
+    if gpus < 1:
+        raise ConfigError(f"--gpus {gpus} is no number of GPUs.", where="--gpus", fix="at least 1")
+    if config.hardware.device != "cuda":
+        raise ConfigError(f"--gpus is for ranks with a GPU each, and hardware.device={config.hardware.device}.",
+                          where="--gpus", fix="choose a profile with GPUs: hardware=gpu1 or hardware=gpu8")  # fmt: skip
+    check_ranks(config, gpus)
+    trajectories = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
+    in_update = trajectories // config.train.minibatches_per_step
+    if in_update < gpus:
+        raise ConfigError(f"An optimizer step has {in_update} trajectories, so some of {gpus} GPUs would have none.",
+                          where="rollout.prompts_per_step", why="they would be paid for and compute nothing",
+                          fix=f"at most --gpus {in_update}, or more prompts or samples a step")  # fmt: skip
 
 
 def prepare(config: Config) -> Prepared:
@@ -91,8 +121,8 @@ def prepare(config: Config) -> Prepared:
     check_writable(run_path, min_free_mb=64)
     tokenizer = load_tokenizer(config.model)
     model_config = load_config(config.model, tokenizer)
-    num_parameters = count_parameters(model_config)
-    check_writable(run_path, min_free_mb=disk_need_mb(config, num_parameters))
+    facts = model_facts(model_config, config.model.lora)
+    check_writable(run_path, min_free_mb=disk_need_mb(config, facts))
     _check_architecture(config, model_config)
     runner = Runner(
         config.verifier.kind,
@@ -102,7 +132,7 @@ def prepare(config: Config) -> Prepared:
         workers=config.verifier.workers,
     )
     try:
-        return _prepare_data(config, tokenizer, model_config, num_parameters, runner)
+        return _prepare_data(config, tokenizer, model_config, facts, runner)
     except BaseException:
         runner.close()
         raise
@@ -112,7 +142,7 @@ def _prepare_data(
     config: Config,
     tokenizer: PreTrainedTokenizerBase,
     model_config: PretrainedConfig,
-    num_parameters: int,
+    facts: ModelFacts,
     runner: Runner,
 ) -> Prepared:
     lines = [f"warning: {line}" for line in warnings(config)]
@@ -154,7 +184,7 @@ def _prepare_data(
             fix=f"at most {len(train)}, or more data",
         )
     return Prepared(
-        config, tokenizer, model_config, num_parameters, runner, train, evals, demonstrations, ids, lines, paraphrases
+        config, tokenizer, model_config, facts, runner, train, evals, demonstrations, ids, lines, paraphrases
     )
 
 
@@ -214,41 +244,22 @@ def _check_demonstrations(config: Config, examples: Sequence[Example], demonstra
             )
 
 
-def count_parameters(model_config: PretrainedConfig) -> int:
-    """Parameters of a model of this architecture, without allocating them."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(model_config).parameters())
-
-
-def disk_need_mb(config: Config, parameters: int) -> int:
-    """What the checkpoints of a run take at most: weights and two AdamW moments each, for those that are kept, the best
-    one and the one being written, the same of a critic, and the weights that stale rollouts come from; 64 MB for the
+def disk_need_mb(config: Config, facts: ModelFacts) -> int:
+    """What the checkpoints of a run take at most, for those that are kept, the best one and the one being written:
+    whole weights of the policy with two AdamW moments of what is trained, the same of a critic and of the sources'
+    models (frozen ones: weights only), the reference, and the weights that stale rollouts come from; 64 MB for the
     records."""
-    bytes_per_value = 4 if config.model.master_dtype == "float32" else 2
+    bytes_per_value = BYTES[config.model.master_dtype]
     kept = config.checkpoint.keep_last + 1 + (config.checkpoint.best_by is not None)
-    moments = 0 if config.model.lora is not None else 2
-    copies = (
-        1
-        + moments
-        + bool(config.train.max_stale_steps or config.train.overlap)
-        + 3 * (config.critic is not None and config.critic.trunk == "own")
-    )
-    return 64 + kept * parameters * bytes_per_value * copies // 2**20
+    lora = config.model.lora is not None
+    values = facts.parameters + (3 * facts.adapter_parameters if lora else 2 * facts.parameters)
+    values += facts.parameters * bool(config.train.max_stale_steps or config.train.overlap)
+    values += 3 * facts.parameters * (config.critic is not None and config.critic.trunk == "own")
+    values += facts.parameters * (needs_reference(config.objective.kl) and not lora)
+    values += sum(facts.parameters * (3 if how == "trained" else 1) for how in planned_models(config).values())
+    return 64 + kept * values * bytes_per_value // 2**20
 
 
-def derived_numbers(prepared: Prepared) -> dict[str, int | float | str]:
-    """The derived table of this run, with the model's real size."""
-    c = prepared.model_config
-    head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-    facts: dict[str, Any] = {
-        "num_train": len(prepared.train),
-        "num_parameters": prepared.num_parameters,
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.hidden_size,
-        "num_layers": c.num_hidden_layers,
-        "kv_width": c.num_key_value_heads * head_dim,
-    }
-    return derive(prepared.config, **facts)
+def derived_numbers(prepared: Prepared, ranks: int = 1) -> dict[str, int | float | str]:
+    """The derived table of this run, with the model's real size, for one of `ranks` processes."""
+    return derive(prepared.config, num_train=len(prepared.train), facts=prepared.facts, ranks=ranks)

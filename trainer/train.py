@@ -71,7 +71,7 @@ def _train(session: Session) -> Path:
     config = session.config
     state = resume(session)
     install_sigterm(session)
-    derived = derived_numbers(session.prepared)
+    derived = derived_numbers(session.prepared, session.world.size)
     session.folder.open(config, to_yaml(config), derived)
     session.display.table(render_table(derived))
     for line in session.prepared.lines:

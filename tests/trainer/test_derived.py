@@ -2,23 +2,20 @@
 
 import io
 import math
-from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
 from rollout.packing import first_fit_decreasing
 from tests.helpers import make_config
-from trainer.derived import derive, max_microbatches, memory_mb, render_table
+from trainer.derived import derive, max_microbatches, render_table
+from trainer.memory import MB, ModelFacts
 
-FACTS: dict[str, int] = {"num_parameters": 1000 * 2**20, "vocab_size": 1024, "hidden_size": 512, "num_layers": 8,
-                         "kv_width": 128}  # fmt: skip
-
-
-def memory(overrides: dict[str, Any] | None = None) -> dict[str, float]:
-    return memory_mb(make_config(overrides), *FACTS.values())
+FACTS = ModelFacts(
+    parameters=1000 * MB, layer_parameters=100 * MB, vocab_size=1024, hidden_size=512, intermediate_size=1024,
+    num_layers=8, num_heads=8, num_kv_heads=2, head_dim=64, tied=False,
+)  # fmt: skip
 
 
 def test_the_batch_is_counted_in_trajectories_prompts_and_optimizer_steps() -> None:
@@ -50,8 +47,7 @@ def test_what_is_not_known_is_left_out() -> None:
     derived = derive(make_config())
     assert "epochs" not in derived
     assert not [name for name in derived if name.startswith("memory")]
-    assert "memory_total_mb" not in derive(make_config(), num_parameters=10)
-    assert "memory_total_mb" in derive(make_config(), **FACTS)
+    assert "memory_total_mb" in derive(make_config(), facts=FACTS)
 
 
 def test_a_reference_model_is_needed_with_a_kl_term_only() -> None:
@@ -73,46 +69,23 @@ def test_the_bound_on_microbatches_is_reached_by_full_length_sequences() -> None
     assert max_microbatches(10, 30, 100) == len(first_fit_decreasing([30] * 10, 100)) == 4
 
 
-def test_full_float32_training_holds_five_copies_of_the_model() -> None:
-    terms = memory()
-    model = 4 * 1000  # MB
-    assert terms["weights"] == terms["gradients"] == terms["engine_weights"] == model
-    assert terms["optimizer"] == 2 * model
-    assert terms["reference"] == 0
-
-
-def test_mixed_precision_adds_a_compute_copy_and_halves_the_engine() -> None:
-    terms = memory({"model.compute_dtype": "bfloat16", "rollout.dtype": "bfloat16", "objective.kl.coef": 0.1})
-    assert terms["weights"] == 4000 + 2000
-    assert terms["engine_weights"] == 2000
-    assert terms["reference"] == 2000
-    assert terms["gradients"] == 4000
-
-
-def test_lora_trains_and_remembers_the_adapters_only() -> None:
-    full, lora = memory(), memory({"model.lora": {"rank": 4, "alpha": 8.0}, "objective.kl.coef": 0.1})
-    assert lora["optimizer"] < 0.01 * full["optimizer"]
-    assert lora["gradients"] < 0.01 * full["gradients"]
-    assert lora["reference"] == 0  # the frozen base model serves as one
-
-
-def test_the_cache_grows_with_rows_and_length_and_activations_shrink_with_checkpointing() -> None:
-    assert memory({"rollout.max_rows": 128})["kv_cache"] == 2 * memory({"rollout.max_rows": 64})["kv_cache"]
-    cache = 64 * (32 + 16) * 8 * 2 * 128 * 4 / 2**20
-    assert memory()["kv_cache"] == pytest.approx(cache)
-    plain, checkpointed = memory(), memory({"model.gradient_checkpointing": True})
-    assert checkpointed["activations"] < plain["activations"]
-
-
-def test_the_total_is_the_sum_of_the_terms() -> None:
-    derived = derive(make_config(), **FACTS)
-    terms = [v for k, v in derived.items() if k.startswith("memory") and k != "memory_total_mb"]
+def test_the_total_is_the_sum_of_the_terms_of_the_peak() -> None:
+    derived = derive(make_config(), facts=FACTS)
+    terms = [v for k, v in derived.items() if k.startswith("memory") and k.endswith("_mb") and k != "memory_total_mb"]
     assert math.isclose(sum(terms), derived["memory_total_mb"], abs_tol=1)  # type: ignore[arg-type]
 
 
 def test_the_table_shows_every_number_with_its_unit() -> None:
     console = Console(width=100, file=io.StringIO(), record=True)
-    console.print(render_table(derive(make_config(), num_train=40, **FACTS)))
+    console.print(render_table(derive(make_config(), num_train=40, facts=FACTS)))
     text = console.export_text()
     assert "trajectories per step" in text
     assert "4,000.0 MB (estimate)" in text
+    assert "memory peak in" in text
+
+
+def test_the_ranks_and_what_lies_on_their_hosts_are_named() -> None:
+    derived = derive(make_config({"hardware.device": "cuda"}), facts=FACTS, ranks=4)
+    assert derived["ranks"] == 4
+    assert derived["memory_weights_mb"] == 1000
+    assert derived["memory_host_loading_mb"] == 4000
