@@ -82,6 +82,7 @@ class CoTrained:
         self.trunk: nn.Module = self.causal_lm.model
         self.head: nn.Linear | None = None
         if head == "scalar":
+            self.causal_lm.set_output_embeddings(nn.Identity())  # an untied one would lie beside the trunk, undivided
             dtype = DTYPES[setup.model.master_dtype]
             self.head = nn.Linear(policy.config.hidden_size, 1, bias=head_bias, device=setup.device, dtype=dtype)
             if zero_head:

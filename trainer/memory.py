@@ -5,7 +5,7 @@ over, the two moments of each model's update that may be the fullest. The peak i
 terms and the fullest phase.
 
 Counted from the code: weights, gradients, optimizer, engine, cache, logits, and the values that autograd keeps for each
-layer (tests/trainer/test_memory.py counts them with saved-tensor hooks). Measured on a CPU: `PROCESS_MB`, `CPU_RESIDUE`
+layer (tests/trainer/test_memory.py counts them with saved-tensor hooks). Fitted on a CPU: `PROCESS_MB`, `CPU_RESIDUE`
 (benchmarks/results/memory.md). The terms for GPUs follow the same code and were not measured (docs/scale.md).
 
 Shapes: T tokens of a micro-batch; E hidden size; F feed-forward size; A query width, K key-value width (heads * head
@@ -34,7 +34,7 @@ BYTES = {"float32": 4, "bfloat16": 2}
 MB = 2**20
 PROCESS_MB = {"cpu": 410.0, "cuda": 600.0}  # measured on a CPU; on a GPU what its context usually takes, not measured
 # What one of rollouts and updates frees stays partly with the C library's allocator while the other allocates anew:
-# this share of the smaller of the two, measured on a CPU with glibc (benchmarks/results/memory.md).
+# this share of the smaller of the two, fitted to runs on a CPU with glibc (docs/scale.md).
 CPU_RESIDUE = 0.55
 _QKV, _GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 
