@@ -131,6 +131,8 @@ def _train(parsed: argparse.Namespace) -> int:
     from trainer.fit_config import FitConfig
     from trainer.train import StopRequested, train
 
+    if not isinstance(config, FitConfig) and config.engine == "verl":
+        from trainer.verl.run import train
     try:
         path = fit(config) if isinstance(config, FitConfig) else train(config)
     except StopRequested as stop:
@@ -175,6 +177,10 @@ def _check(parsed: argparse.Namespace) -> int:
                               fix="leave them out")  # fmt: skip
         report = check_fit(config)
     else:
+        if config.engine == "verl":
+            from trainer.verl import translate
+
+            translate.check(config)
         report = check(config, parsed.gpus, parsed.calibrate)
     console = Console()
     console.print(render_table(report.derived))

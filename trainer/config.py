@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.template import TemplateOptions
 from rollout.options import ModelConfig, OptimConfig, ShardingOptions
+from trainer.verl.options import VerlOptions
 from verifiers.options import Options
 
 
@@ -405,7 +406,8 @@ class RunConfig(Options):
 
 class Config(Options):
     """One recipe. name: of the run, and so of its folder. recipe: the file it was composed from (filled in when it is
-    loaded). description: the line that `assay recipes` shows."""
+    loaded). description: the line that `assay recipes` shows. engine: whose training loop runs it, ours or verl's
+    (docs/verl.md)."""
 
     recipe: str = ""
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
@@ -428,6 +430,8 @@ class Config(Options):
     record: RecordConfig = RecordConfig()
     hardware: HardwareConfig = HardwareConfig()
     run: RunConfig = RunConfig()
+    engine: Literal["assay", "verl"] = "assay"
+    verl: VerlOptions = VerlOptions()
 
     @property
     def num_views(self) -> int:

@@ -1,0 +1,141 @@
+"""Real runs of verl on the CPU: Ray, its trainer, its FSDP2 workers. What verl recorded of each step is then computed
+again by assay's own session on the same trajectories, from the same starting weights.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prm.signal import Signal
+from trainer.collect import Rollouts, informative_groups, wanted_groups
+from trainer.compose import load_resolved
+from trainer.config import Config
+from trainer.session import Session
+from trainer.weigh import credit, weigh
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        any(importlib.util.find_spec(name) is None for name in ("verl", "ray", "transfer_queue"))
+        or "assay" not in {point.name for point in entry_points(group="verl.plugins")},
+        reason="needs the extra verl, and assay installed",
+    ),
+]
+
+SMALL = [
+    "engine=verl", "hardware=cpu", "hardware.threads=1", "verl.record_tensors=true", "verl.ray_cpus=6",
+    "verifier.workers=1", "warm_start.steps=60", "rollout.prompts_per_step=4", "rollout.samples_per_prompt=4",
+    "rollout.max_response_tokens=24", "data.train.count=400", "data.eval=[]", "eval.every_steps=null",
+    "optim.warmup_steps=0", "record.tensorboard=false",
+]  # fmt: skip
+PRIME = ["rollout.keep.oversample=1", "rollout.keep.put_back_surplus=false", "rollout.keep.pass_rate=null"]
+
+
+def run(folder: Path, recipe: str, name: str, *overrides: str) -> Path:
+    """`assay train` in a process of its own; the run's folder."""
+    command = [sys.executable, "-m", "trainer.cli", "train", recipe, f"name={name}", f"run.dir={folder}"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "RAY_worker_register_timeout_seconds": "900"}
+    done = subprocess.run([*command, *SMALL, *overrides], env=environment, capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / name
+
+
+def metrics_of(path: Path) -> dict[int, dict[str, float]]:
+    files = sorted((path / "verl").glob("metrics_from_*.jsonl"), key=lambda f: int(f.stem.rpartition("_")[2]))
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    return {line["step"]: line["data"] for line in map(json.loads, lines)}
+
+
+def as_assay_would(path: Path, folder: Path) -> Config:
+    """The recipe of the run, started by assay's own loop from the weights that verl started from."""
+    config = load_resolved(path / "resolved.yaml")
+    model = config.model.model_copy(update={"path": str(path / "verl" / "model"), "scratch": None, "tokenizer": None})
+    run = config.run.model_copy(update={"dir": str(folder)})
+    return config.model_copy(update={"model": model, "engine": "assay", "warm_start": None, "run": run})
+
+
+class Difference(dict[str, float]):
+    """The largest absolute difference by what was compared."""
+
+    def see(self, name: str, ours: Any, theirs: Any) -> None:
+        of = torch.cat([torch.as_tensor(x).flatten().double() for x in ours])
+        to = torch.cat([torch.as_tensor(x).flatten().double() for x in theirs])
+        assert of.shape == to.shape, name
+        self[name] = max(self.get(name, 0.0), float((of - to).abs().max()))
+
+
+def compare(path: Path, folder: Path, steps: int) -> Difference:
+    """Every step of the run again, in assay's session: verdicts, rewards of tokens, advantages, loss and gradient, and
+    by the next step's log-probs the weights that came of them."""
+    difference, metrics = Difference(), metrics_of(path)
+    with Session(as_assay_would(path, folder)) as session:
+        config, learner = session.config, session.learner
+        learner.freeze_reference()
+        for source in session.sources:
+            source.start_from(learner.weights())
+        examples = {e.id: e for e in session.prepared.train}
+        for step in range(1, steps + 1):
+            seen = torch.load(path / "verl" / "tensors" / f"step_{step}.pt", weights_only=False)
+            trajectories = seen["trajectories"]
+            difference.see(f"log-probs, step {step}", learner.logprobs(trajectories), seen["old"])
+            difference.see("log-probs as sampled", [t.logp_sampled for t in trajectories], seen["old"])
+            asked = [examples[t.example_id] for t in trajectories]
+            judged = [
+                s.score(trajectories, asked) if s.phase == "judge" else Signal.silent(len(trajectories))
+                for s in session.sources
+            ]
+            reward_N = judged[0].outcome_N
+            difference.see("rewards", [reward_N], [[v.score for v in seen["verdicts"]]])
+            groups, _ = informative_groups(trajectories, reward_N, config.objective.zero_variance.drop)
+            groups, _ = wanted_groups(trajectories, judged[0].labels["verdict"], groups, config.rollout.keep)
+            index = [i for group in groups for i in group]
+            assert index == seen["kept"]
+            rollouts = Rollouts(trajectories, asked, judged, reward_N, index, 0, len(groups), 0)
+            kept = rollouts.what_is_kept(step - 1)
+            signals = credit(session, rollouts, kept)
+            for signal, theirs in zip(signals, seen["token_reward"], strict=True):
+                if signal.token_reward is not None:
+                    difference.see(f"token rewards, step {step}", signal.token_reward, theirs)
+            batch, _ = weigh(session, kept, signals)
+            advantages: list[Tensor] = [seen["advantages"][i] for i in index]
+            difference.see(f"advantages, step {step}", batch.advantages, advantages)
+            if index:
+                found = learner.update(batch)
+                for ours, theirs in (("loss", "loss"), ("grad_norm", "grad_norm")):
+                    difference.see(f"{ours}, step {step}", [found[ours]], [metrics[step][f"actor/{theirs}"]])
+    return difference
+
+
+def assert_close(difference: Difference) -> None:
+    """The first step's numbers come from the same weights; what follows has gone through Adam, which turns rounding in
+    tiny gradients into steps of the size of the learning rate."""
+    first = {n: d for n, d in difference.items() if "step" not in n or n.endswith("step 1")}
+    assert max(first.values()) < 1e-5, difference
+    assert max(difference.values()) < 1e-3, difference
+
+
+def test_grpo_in_verl_is_grpo_in_assay(tmp_path: Path) -> None:
+    path = run(tmp_path / "runs", "quickstart", "grpo", "train.steps=3")
+    assert sorted(metrics_of(path)) == [1, 2, 3]
+    assert_close(compare(path, tmp_path / "again", 3))
+
+
+def test_prime_in_verl_is_prime_in_assay_and_its_prm_is_resumed(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    path = run(runs, "prime_chain", "prime", *PRIME, "train.steps=2", "checkpoint.every_steps=2")
+    assert (path / "verl" / "checkpoints" / "global_step_2" / "implicit").is_dir()
+    run(runs, "prime_chain", "prime", *PRIME, "train.steps=3", "checkpoint.every_steps=2")
+    assert max(metrics_of(path)) == 3
+    assert_close(compare(path, tmp_path / "again", 3))

@@ -1,0 +1,157 @@
+"""verl's synchronous trainer with the recipe's rewards, advantages, loss and co-trained sources.
+
+verl samples, moves weights, shards, saves. Between the log-probs and the update stands the recipe: `Step` decides
+which groups are kept and what the advantages are, `PolicyLossOfRecipe` is the loss, and sources with a model of their
+own have it in a worker group beside verl's (`implicit`), saved and resumed with verl's checkpoints.
+
+Source: verl 0.9.1, ``trainer/ppo/v1/trainer_base.py``.
+"""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+
+from prm.signal import Kept, Signal, SourceContext
+from trainer.config import Config
+from trainer.verl.queue import of_batch, read_rows, write_tokens
+from trainer.verl.step import Row, Step, Weighed, in_the_order_of_rows, minibatches
+from trainer.verl.worker_losses import BEFORE, CORRECTION, WEIGHT, PolicyLossOfRecipe, means
+from verifiers.options import parse_options
+
+log = logging.getLogger(__name__)
+
+
+@register_trainer("assay")
+class AssayTrainer(PPOTrainerSync):
+    """Needs ``assay.recipe`` in verl's configuration, which `trainer.verl.run` puts there."""
+
+    # verl compares the mode with the word in six places, and would take another for an asynchronous trainer
+    trainer_mode = property(lambda self: "sync", lambda self, mode: None)
+
+    def __init__(self, config: Any):
+        own: Any = OmegaConf.to_container(config.assay, resolve=True)
+        self.recipe, self.eos_ids = parse_options(Config, own["recipe"]), own["eos_ids"]
+        self.rewarding = Step(self.recipe)
+        self.credits: dict[str, Any] = {}  # sources with models, by kind
+        self.nothing_to_learn = False
+        super().__init__(config)
+
+    # ---- models ------------------------------------------------------
+
+    def _setup(self) -> None:
+        super()._setup()
+        self.actor_rollout_wg.set_loss_fn(PolicyLossOfRecipe(self.recipe.objective))
+        for i, part in enumerate(self.recipe.sources):
+            if part.kind == "implicit":
+                self.rewarding.sources[i] = self.credits[part.kind] = self._implicit(part.options, f"sources.{i}")
+        if self.global_steps > 0:  # verl has resumed, and knows nothing of what is ours
+            for name, source in self.credits.items():
+                source.model.load(self._folder(name))
+
+    def _implicit(self, options: dict[str, Any], key: str) -> Any:
+        from prm.implicit import ImplicitSource
+        from trainer.session import model_setup
+        from trainer.verl.implicit import VerlImplicitSource, WorkerGroupModel
+
+        own = parse_options(ImplicitSource.Options, options, key)
+        roles = (Role.ActorRolloutRef, Role.ActorRollout, Role.Actor)
+        pool = self.resource_pool_manager.get_resource_pool(next(r for r in roles if r in self.role_worker_mapping))
+        setup = model_setup(self.recipe, torch.device("cpu"))
+        context = SourceContext(None, self.tokenizer, setup.device, self.recipe.seed, setup, None, 0)  # type: ignore[arg-type]
+        return VerlImplicitSource(own, context, WorkerGroupModel(self.config, own, pool))
+
+    def _folder(self, name: str) -> Path:
+        return Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}" / name
+
+    def _save_checkpoint(self) -> None:
+        for name, source in self.credits.items():
+            source.model.save(self._folder(name), self.global_steps)
+        super()._save_checkpoint()  # last: it writes which step is complete
+
+    # ---- rewards, advantages, loss -----------------------------------
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        rows, at = read_rows(batch, self.recipe, self.eos_ids, self._decode)
+        index, kept, found = self.rewarding.keep(rows, self.global_steps - 1)
+        metrics.update(found)
+        lengths = [int(tag["response_len"]) for tag in batch.tags]
+        batch, signals = self._credit(batch, rows, index, [at[i] for i in index], kept, lengths, metrics)
+        training, found = self.rewarding.advantages(rows, kept, index, signals)
+        metrics.update(found)
+        actor = self.config.actor_rollout_ref
+        ranks = self.config.trainer.nnodes * self.config.trainer.n_gpus_per_node
+        of_row = minibatches(len(batch.keys), ranks, actor.actor.ppo_mini_batch_size * actor.rollout.n)
+        weighed = in_the_order_of_rows(rows, index, training, [of_row[i] for i in at], self.recipe.objective)
+        self.nothing_to_learn = not any(bool((w > 0).any()) for w in weighed.weights)
+        if self.recipe.verl.record_tensors:
+            self._record(rows, weighed, signals)
+        fields = {
+            "advantages": weighed.advantages,
+            "returns": weighed.returns or weighed.advantages,
+            BEFORE: weighed.before,
+            WEIGHT: weighed.weights,
+            CORRECTION: weighed.corrections,
+        }
+        return write_tokens(batch, {name: of_batch(at, values, lengths) for name, values in fields.items()})
+
+    def _credit(
+        self, batch: Any, rows: list[Row], index: list[int], at: list[int], kept: Kept, lengths: list[int],
+        metrics: dict[str, Any],
+    ) -> tuple[Any, list[Signal]]:  # fmt: skip
+        """What the sources say about the kept responses. at: where those stand in the batch."""
+        signals = []
+        for part, source in zip(self.recipe.sources, self.rewarding.sources, strict=True):
+            if part.kind not in self.credits or not kept.trajectories:
+                signals.append(_judged(part.kind, kept))
+                continue
+            source.model.at_step(batch, at, lengths)  # type: ignore[attr-defined]
+            source.frozen.said = [rows[i].reference for i in index]  # type: ignore[attr-defined]
+            signal = source.credit(kept)
+            batch = source.model.batch  # type: ignore[attr-defined]
+            metrics.update({f"{part.kind}/{name}": value for name, value in signal.metrics.items()})
+            signals.append(signal)
+        return batch, signals
+
+    def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        if self.nothing_to_learn:
+            log.warning("step %d: no group has anything to teach; the policy stays as it is", self.global_steps)
+            return batch
+        batch = super()._update_actor(batch, metrics)
+        found = means(metrics)
+        metrics.clear()
+        metrics.update(found)
+        return batch
+
+    def _record(self, rows: list[Row], weighed: Weighed, signals: list[Signal]) -> None:
+        """verl.record_tensors: the whole step, for a comparison or a look inside."""
+        folder = Path(self.config.trainer.default_local_dir).parent / "tensors"
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "trajectories": [row.trajectory for row in rows],
+            "verdicts": [row.verdict for row in rows],
+            "old": [row.old for row in rows],
+            "reference": [row.reference for row in rows],
+            "advantages": weighed.advantages,
+            "weights": weighed.weights,
+            "kept": weighed.kept,
+            "token_reward": [signal.token_reward for signal in signals],
+        }
+        torch.save(content, folder / f"step_{self.global_steps}.pt")
+
+
+def _judged(kind: str, kept: Kept) -> Signal:
+    """A judging source as `weigh` sees it; the outcomes are in `kept` already, its verdicts serve the shapings."""
+    if kind == "rule":
+        return Signal(torch.tensor([v.score for v in kept.verdicts]), labels={"verdict": kept.verdicts})
+    return Signal.silent(len(kept.trajectories))
