@@ -81,7 +81,7 @@ class Hybrid(Source):
     def score(self, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> Signal:
         o = self.options
         verdicts = self._verdicts(trajectories, examples)
-        routes = [route(v, e, o) for v, e in zip(verdicts, examples, strict=True)]
+        routes: list[Route] = [route(v, e, o) for v, e in zip(verdicts, examples, strict=True)]
         confidence_N = torch.tensor([{"rule": 1.0, "both": o.unparsed_confidence, "model": 0.0, "fault": math.nan}[r]
                                      for r in routes])  # fmt: skip
         rule_N = torch.tensor([v.score if r in ("rule", "both") and v.score is not None else 0.0

@@ -49,7 +49,7 @@ class Work:
 
 def calibrate(prepared: Prepared) -> Calibration:
     """Some seconds of the real model. Loads it; nothing is kept and nothing written."""
-    from trainer.train import choose_device
+    from trainer.session import choose_device
 
     config = prepared.config
     device = choose_device(config)
