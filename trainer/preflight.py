@@ -121,9 +121,9 @@ def prepare(config: Config) -> Prepared:
     check_writable(run_path, min_free_mb=64)
     tokenizer = load_tokenizer(config.model)
     model_config = load_config(config.model, tokenizer)
+    _check_architecture(config, model_config)
     facts = model_facts(model_config, config.model.lora)
     check_writable(run_path, min_free_mb=disk_need_mb(config, facts))
-    _check_architecture(config, model_config)
     runner = Runner(
         config.verifier.kind,
         config.verifier.options,
