@@ -73,7 +73,10 @@ def main() -> None:
     columns = ["seed", "rollouts", "steps an hour", "waiting for rollouts, s", "learning, s",
                *(f"accuracy after {s}" for s in steps)]  # fmt: skip
     text = f"Steps an hour, overlapped to in turn, by seed: {show(ratio, 2)}.\n\n{table(columns, rows)}"
-    report.write({"settings": {k: str(v) for k, v in vars(options).items()}, "runs": runs, "ratio": ratio}, text)
+    report.write(
+        {"settings": {k: str(v) for k, v in vars(options).items() if k != "results"}, "runs": runs, "ratio": ratio},
+        text,
+    )
 
 
 if __name__ == "__main__":
