@@ -110,6 +110,13 @@ class World:
                 "same versions and see the same files (resolved.yaml names both)",
             )
 
+    def leave(self) -> None:
+        """At the end, when no rank waits for another: threads of the exchange that are still there when the process
+        ends would abort it."""
+        if self.size > 1 and dist.is_initialized():
+            self.barrier()
+            dist.destroy_process_group()
+
 
 def launched_size() -> int:
     """How many processes the launcher started (torchrun, Slurm's wrapper), 1 without one."""

@@ -43,7 +43,7 @@ from trainer.engine_check import EngineCheck, describe
 from trainer.evaluate import Estimate, evaluate, verify_trajectories
 from trainer.fit_config import FitConfig
 from trainer.learner import Learner
-from trainer.loop import LoopState
+from trainer.loop import LoopState, StopRequested
 from trainer.overlap import RolloutsAhead
 from trainer.preflight import prepare
 from trainer.records import NoRecords, RunFolder
@@ -177,7 +177,7 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.engine.close()
         if self.ahead is not None:
             self.ahead.close()
@@ -186,6 +186,8 @@ class Session:
             source.close()
         self.display.close()
         self.folder.close()
+        if kind is None or issubclass(kind, StopRequested):
+            self.world.leave()
 
     def make_engine(self, policy: Policy) -> Engine:
         config = self.config
