@@ -40,8 +40,17 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def in_plain_python(code: str, **names: Any) -> Any:
-    """What `code` prints as JSON, in a fresh isolated interpreter without assay."""
-    head = "import json, sys\nimport importlib.util as u\nassert u.find_spec('trainer') is None\nimport torch\n"
+    """What `code` prints as JSON, in a fresh interpreter in which assay cannot be imported, installed or not."""
+    head = """
+import json, sys
+class NoAssay:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in ("data", "prm", "recipes", "rollout", "trainer", "verifiers"):
+            raise ModuleNotFoundError(f"no module named {name!r}: assay is not there")
+sys.meta_path.insert(0, NoAssay)
+import torch
+"""
     head += "".join(f"{name} = {value!r}\n" for name, value in names.items())
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-I", "-c", head + code], cwd="/", env=environment, capture_output=True,
