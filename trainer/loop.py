@@ -113,6 +113,7 @@ def run_steps(session: Session, state: LoopState) -> None:
         session.folder.append_timings(state.step, timings)
         session.display.update(state.step, metrics, timings)
 
+        session.finish_saving(state.best[1] if state.best else None, wait=False)
         if session.should_stop():
             save_and_stop(session, state, started)
         if due(config.checkpoint.every_steps, state.step, config.train.steps):

@@ -393,9 +393,13 @@ class Session:
         self.writer.start(*what)
         return self.checkpoint_folder / f"step-{state.step:06d}"
 
-    def finish_saving(self, best: int | None) -> None:
-        """Wait for a checkpoint that is being written in the background."""
-        if self.writer is not None and self.writer.finish() is not None and self.world.is_main:
+    def finish_saving(self, best: int | None, *, wait: bool = True) -> None:
+        """Give a checkpoint that was written in the background its name; wait for one that is being written, or leave
+        it for the next time."""
+        if self.writer is None:
+            return
+        path = self.writer.finish() if wait else self.writer.finish_if_written()
+        if path is not None and self.world.is_main:
             prune(self.checkpoint_folder, self.config.checkpoint.keep_last, best)
 
     def should_stop(self) -> bool:

@@ -79,6 +79,7 @@ class ShardedWriter:
         # collectives of the background thread, apart from those of the training
         self._group: Any = dist.new_group(backend="gloo")
         self._finish: Callable[[], Path] | None = None
+        self._is_written: Callable[[], bool] = lambda: True  # by this rank
 
     def start(
         self,
@@ -143,6 +144,13 @@ class ShardedWriter:
             return final
 
         self._finish = finish
+        self._is_written = lambda: bool(written.done()) and (thread is None or not thread.is_alive())  # type: ignore[union-attr]
+
+    def finish_if_written(self) -> Path | None:
+        """`finish`, once every rank has written all of its own; None before. Does not wait. All ranks call it."""
+        if self._finish is None or self.world.any(not self._is_written()):
+            return None
+        return self.finish()
 
     def finish(self) -> Path | None:
         """Wait until the checkpoint begun is whole, and name it; None if there is none. All ranks call it. Raises
