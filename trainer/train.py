@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from data.filters import by_pass_rate, by_repetition
 from data.sampler import Sampler
-from rollout.world import World
+from rollout.world import World, launched_size
 from trainer.checkpoint import (
     checkpoint_step,
     list_checkpoints,
@@ -232,8 +232,18 @@ def main(arguments: list[str] | None = None) -> int:
     return cli.main(["train", recipes[0], *(a for a in arguments if not a.startswith("recipe="))])
 
 
+def end_process(status: int) -> None:
+    """Leave with this exit status. One of several ranks leaves without Python's finalization, in which a thread of
+    torch's that comes back for the interpreter's lock aborts the process (SIGABRT after a run that went well)."""
+    if launched_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())
 
 
 __all__ = ["StopRequested", "main", "train"]
