@@ -18,7 +18,8 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -80,12 +81,9 @@ def save_checkpoint(
     """Write `folder`/step-XXXXXX. `state` is everything outside the learner and `models` (by folder). Raises
     `RunError` on a full disk, leaving the older checkpoints as they were."""
     final = folder / f"step-{step:06d}"
-    partial = folder / f".partial-{final.name}"
     if (final / "meta.json").exists():  # the same step of the same run: its state is the same to the last bit
         return final
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        (partial / "hf").mkdir(parents=True)
+    with writing(final, {"step": step, **meta}) as partial:
         export_hf(partial / "hf", learner, tokenizer)
         learner_state = learner.state_dict()
         if learner.config.model.lora is None:
@@ -96,8 +94,19 @@ def save_checkpoint(
             model.export_hf(partial / name)
             content["models"][name] = model.state_dict()
         torch.save(content, partial / "state.pt")
-        (partial / "meta.json").write_text(json.dumps({"step": step, **meta}, indent=1, sort_keys=True) + "\n")
-        flush_and_name(partial, final)
+    return final
+
+
+@contextmanager
+def writing(final: Path, meta: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder to fill, with an empty ``hf/`` in it; it becomes the checkpoint `final` when all is in it, or is gone.
+    Raises `RunError` on a full disk."""
+    partial = final.with_name(f".partial-{final.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (partial / "hf").mkdir(parents=True)
+        yield partial
+        name_it(partial, final, meta)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise disk_error(error, final) from error
@@ -106,11 +115,11 @@ def save_checkpoint(
         if "write" not in str(error) and "zip" not in str(error).lower():
             raise
         raise disk_error(OSError(errno.ENOSPC, str(error).splitlines()[0]), final) from error
-    return final
 
 
-def flush_and_name(partial: Path, final: Path) -> None:
-    """From here on it is a checkpoint, also after a power cut."""
+def name_it(partial: Path, final: Path, meta: Mapping[str, Any]) -> None:
+    """Write ``meta.json``; from here on it is a checkpoint, also after a power cut."""
+    (partial / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
     for path in sorted(partial.rglob("*")):
         fsync_path(path)
     partial.rename(final)
@@ -146,7 +155,7 @@ def export_hf(
 def load_checkpoint(path: Path, learner: Learner, models: Mapping[str, CoTrained] | None = None) -> dict[str, Any]:
     """Restore learner, `models` (by folder) and RNGs exactly; return the rest of the state. Raises `RunError` for a
     damaged checkpoint, or one that lacks a model."""
-    try:
+    with reading(path):
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         learner_state = state.pop("learner")
         saved = state.pop("models")
@@ -163,13 +172,6 @@ def load_checkpoint(path: Path, learner: Learner, models: Mapping[str, CoTrained
             learner_state["policy"] = _read_policy(path / "hf", learner)
         for name, model in (models or {}).items():
             model.load(path / name, saved[name])
-    except (OSError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(
-            f"The checkpoint cannot be read: {cause}",
-            where=str(path),
-            fix="delete this folder to resume from the one before it",
-        ) from error
     learner.load_state_dict(learner_state)
     set_rng_state(state.pop("rng"))
     return state
@@ -178,6 +180,20 @@ def load_checkpoint(path: Path, learner: Learner, models: Mapping[str, CoTrained
 def _read_policy(folder: Path, learner: Learner) -> dict[str, Tensor]:
     weights = read_weights(folder)
     return {name: weights[name] for name, p in learner.model.named_parameters() if p.requires_grad}
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what a damaged checkpoint raises into a `RunError` that says what to do."""
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(
+            f"The checkpoint cannot be read: {cause}",
+            where=str(path),
+            fix="delete this folder to resume from the one before it",
+        ) from error
 
 
 def prune(folder: Path, keep_last: int, best: int | None) -> None:

@@ -7,17 +7,13 @@ model: weights that `transformers` loads, tokenizer, and ``reward_model.json``, 
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from data.labelled import Labelled, expect, load_labelled
@@ -25,9 +21,11 @@ from data.sampler import Sampler
 from data.split import check_disjoint, part
 from prm.cotrained import ModelSetup
 from prm.optim import NonFiniteError
-from prm.reward_model import REWARD_MODELS, FitContext, RewardModel, TokenIds, TooLong, build, flat, write_card
+from prm.reward_model import REWARD_MODELS, FitContext, RewardModel, TooLong, build, flat, write_card
 from rollout.models import load_config, load_tokenizer
-from trainer.checkpoint import prune, rng_state, set_rng_state
+from rollout.packing import TokenIds
+from rollout.world import launched_size
+from trainer.checkpoint import prune, reading, rng_state, set_rng_state, writing
 from trainer.compose import to_yaml
 from trainer.config import DataPart
 from trainer.derived import render_table
@@ -36,8 +34,8 @@ from trainer.fit_config import FitConfig
 from trainer.loop import StopRequested, due
 from trainer.memory import model_facts
 from trainer.preflight import PreflightReport
-from trainer.records import RunFolder, check_writable, disk_errors, fsync_path
-from trainer.session import choose_device
+from trainer.records import RunFolder, check_writable
+from trainer.session import choose_device, set_up_torch
 from trainer.train import install_sigterm, newest_checkpoint, peak_memory_mb
 from verifiers.errors import ConfigError, DataError, RunError
 from verifiers.options import parse_options
@@ -116,12 +114,10 @@ def fit(config: FitConfig) -> Path:
 
     Raises `AssayError` subclasses for everything a user can act on, and `StopRequested` after saving on SIGTERM.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched_size() > 1:
         raise ConfigError("Several processes were started, and reward models are trained in one.", where="WORLD_SIZE",
                           why="every process would train the same model on its own",
                           fix="start one process: assay train RECIPE")  # fmt: skip
-    if config.hardware.threads is not None:
-        torch.set_num_threads(config.hardware.threads)
     with FitSession(prepare_fit(config)) as session:
         state = session.resume()
         install_sigterm(session)
@@ -188,9 +184,7 @@ class FitSession:
         self.config, self.fit = config, fit
         self.stop_requested = False
         device = choose_device(config)
-        if device.type == "cpu":
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+        set_up_torch(config, device)
         self.folder = RunFolder(fit.run_path, tensorboard=config.record.tensorboard)
         self.display = Display(fit.steps, live=False)
         setup = ModelSetup(
@@ -252,12 +246,9 @@ class FitSession:
         path = newest_checkpoint(self.folder, self.config, self.fit.steps)
         if path is None:
             return None
-        try:
+        with reading(path):
             content = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
             self.model.load(path / "hf", content["model"])
-        except (OSError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
-            raise RunError(f"The checkpoint cannot be read: {error}", where=str(path),
-                           fix="delete this folder to resume from the one before it") from error  # fmt: skip
         sampler = Sampler(len(self.fit.train.examples), self.config.seed)
         sampler.load_state_dict(content["sampler"])
         set_rng_state(content["rng"])
@@ -269,7 +260,6 @@ class FitSession:
         final = self.folder.checkpoints / f"step-{state.step:06d}"
         if (final / "meta.json").exists():
             return final
-        partial = final.with_name(f".partial-{final.name}")
         content = {
             "model": self.model.state_dict(),
             "sampler": state.sampler.state_dict(),
@@ -280,17 +270,11 @@ class FitSession:
             "wall_seconds": state.wall_seconds,
         }
         meta = {"step": state.step, "recipe": self.config.recipe, "evaluations": state.evaluations.get(state.step, {})}
-        with disk_errors(final):
-            (partial / "hf").mkdir(parents=True)
+        with writing(final, meta) as partial:
             self.model.export_hf(partial / "hf")
             self.fit.tokenizer.save_pretrained(partial / "hf")
             write_card(partial / "hf", self.config.reward_model.kind, self.fit.reward_model)
             torch.save(content, partial / "state.pt")
-            (partial / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
-            for path in sorted(partial.rglob("*")):
-                fsync_path(path)
-            partial.rename(final)
-            fsync_path(final.parent)
         prune(self.folder.checkpoints, self.config.checkpoint.keep_last, state.best[1] if state.best else None)
         return final
 

@@ -70,6 +70,16 @@ def choose_device(config: Config | FitConfig) -> torch.device:
     return torch.device(kind)
 
 
+def set_up_torch(config: Config | FitConfig, device: torch.device) -> None:
+    """Threads, and on a CPU the same numbers from run to run."""
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # the mode would also fill every new tensor; nothing here reads what it did not write
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    if config.hardware.threads is not None:
+        torch.set_num_threads(config.hardware.threads)
+
+
 def model_setup(config: Config, device: torch.device, world: World | None = None) -> ModelSetup:
     """How models beside the policy are made and run in this recipe. world: the ranks that share the work."""
     return ModelSetup(
@@ -120,12 +130,7 @@ class Session:
         if self.device.type == "cuda" and self.world.size > 1:
             self.device = torch.device("cuda", self.world.local_rank)
         self.writer = ShardedWriter(self.world) if self.world.size > 1 else None
-        if self.device.type == "cpu":
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            # the mode would also fill every new tensor; nothing here reads what it did not write
-            torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-        if config.hardware.threads is not None:
-            torch.set_num_threads(config.hardware.threads)
+        set_up_torch(config, self.device)
         self.prepared = prepare(config)
         self.stop_requested = False
         self.stale: StaleWeights | None = None

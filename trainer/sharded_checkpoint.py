@@ -11,7 +11,6 @@ in `finish`, when every rank has written all of its own.
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -31,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from prm.cotrained import CoTrained
 from rollout.models import save_weights
 from rollout.world import World
-from trainer.checkpoint import disk_error, export_hf, flush_and_name, rng_state
+from trainer.checkpoint import disk_error, export_hf, name_it, rng_state
 from trainer.learner import Learner
 from verifiers.errors import RunError
 
@@ -138,8 +137,7 @@ class ShardedWriter:
                     f"The checkpoint could not be written: {problems[0]}.", where=str(final),
                     why="earlier checkpoints are untouched", fix="free disk space and resume")  # fmt: skip
             if self.world.is_main:
-                (partial / "meta.json").write_text(json.dumps({"step": step, **meta}, indent=1, sort_keys=True) + "\n")
-                flush_and_name(partial, final)
+                name_it(partial, final, {"step": step, **meta})
             self.world.barrier()
             return final
 
