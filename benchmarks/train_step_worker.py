@@ -13,10 +13,9 @@ from transformers import AutoModelForCausalLM
 from benchmarks.worker import peak_mb, resident_mb
 from benchmarks.workload import recipe
 from rollout.models import load_policy
-from rollout.packing import PackedBatch
+from rollout.packing import PackedBatch, TokenIds
 from trainer.learner import Learner
 from trainer.objective import sequence_weights
-from trainer.preflight import Demonstration
 
 # () -> loss; gradients are in the model's parameters
 Step = Callable[[], float]
@@ -44,7 +43,7 @@ def _packed(options: dict[str, Any]) -> tuple[nn.Module, Step]:
     config = recipe(f"train.max_tokens_per_microbatch={options['max_tokens_per_microbatch']}")
     device = torch.device("cpu")
     learner = Learner(config, load_policy(config.model, config.seed, device), device)
-    sequences = [Demonstration(s["prompt_ids"], s["response_ids"]) for s in options["sequences"]]
+    sequences = [TokenIds(s["prompt_ids"], s["response_ids"]) for s in options["sequences"]]
     advantage_N = torch.tensor([s["advantage"] for s in options["sequences"]])
     length_N = torch.tensor([len(s.response_ids) for s in sequences])
     weight_N = sequence_weights(length_N, torch.ones(len(sequences), dtype=torch.bool), "token", None)

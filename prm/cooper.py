@@ -30,11 +30,12 @@ from torch.nn.functional import logsigmoid
 from data.example import Example
 from prm.bench.ranking import auc, correlation
 from prm.judge.base import JudgeReply, JudgeRequest, build_judge, judge_options
-from prm.reward_model import TokenIds, loss_of_scores
-from prm.rule import start_judging
+from prm.reward_model import loss_of_scores
+from prm.rule import judge_all
 from prm.signal import SOURCES, Kept, Signal, SourceContext
 from prm.verify_source import VerifyOptions, VerifyRmSource, VerifyScorer
 from rollout.engine import derive_seed
+from rollout.packing import TokenIds
 from rollout.trajectory import Trajectory
 from verifiers.verdict import Status, Verdict, VerifyRequest
 
@@ -122,7 +123,7 @@ class Cooper(VerifyRmSource):
     def learn(self, kept: Kept, signal: Signal) -> dict[str, float]:
         if not kept.trajectories:
             return {}
-        verdicts = kept.verdicts or self._judged(kept)
+        verdicts = kept.verdicts or judge_all(self.context, kept.trajectories, kept.examples)
         positives = self._positives(kept, verdicts)
         chosen = [i for i in positives.values() if i is not None]
         written = dict(zip(chosen, self._negatives(kept, chosen), strict=True))
@@ -142,13 +143,6 @@ class Cooper(VerifyRmSource):
         return metrics | shortcuts(logit_N, status, kept.length_N, made)
 
     # ---- pairs ---------------------------------------------------------
-
-    def _judged(self, kept: Kept) -> list[Verdict]:
-        def judged(index: Sequence[int]) -> list[Verdict]:
-            asked = [kept.trajectories[i] for i in index], [kept.examples[i] for i in index]
-            return start_judging(self.context.runner, *asked)()
-
-        return self.context.world.shared_work(range(len(kept.trajectories)), judged)
 
     def _positives(self, kept: Kept, verdicts: Sequence[Verdict]) -> dict[int, int | None]:
         score_N = [v.score for v in verdicts]

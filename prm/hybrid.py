@@ -27,7 +27,7 @@ from torch import Tensor
 from data.example import Example
 from prm.cotrained import CoTrained
 from prm.members import Members, build_member, member_options, planned_by, prefixed
-from prm.rule import start_judging, verify_request
+from prm.rule import judge_all, verify_request
 from prm.signal import SOURCES, Signal, Source, SourceContext
 from rollout.trajectory import Trajectory
 from verifiers.options import Options as BaseOptions
@@ -80,7 +80,7 @@ class Hybrid(Source):
 
     def score(self, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> Signal:
         o = self.options
-        verdicts = self._verdicts(trajectories, examples)
+        verdicts = judge_all(self.context, trajectories, examples)
         routes: list[Route] = [route(v, e, o) for v, e in zip(verdicts, examples, strict=True)]
         confidence_N = torch.tensor([{"rule": 1.0, "both": o.unparsed_confidence, "model": 0.0, "fault": math.nan}[r]
                                      for r in routes])  # fmt: skip
@@ -96,13 +96,6 @@ class Hybrid(Source):
         parts = [{name: _json(values[name][i]) for name in values} for i in range(len(trajectories))]
         metrics |= _health(routes, hybrid_N, format_N)
         return Signal(hybrid_N + format_N, labels={"verdict": verdicts, "hybrid_parts": parts}, metrics=metrics)
-
-    def _verdicts(self, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> list[Verdict]:
-        def judged(index: Sequence[int]) -> list[Verdict]:
-            asked = [trajectories[i] for i in index], [examples[i] for i in index]
-            return start_judging(self.context.runner, *asked)()
-
-        return self.context.world.shared_work(range(len(trajectories)), judged)
 
     def _model(
         self, trajectories: Sequence[Trajectory], examples: Sequence[Example], confidence_N: Tensor

@@ -10,15 +10,12 @@ from pydantic import BaseModel
 from prm.cotrained import CoTrained
 from prm.signal import SOURCES, Source, SourceContext
 from verifiers.errors import ConfigError
-from verifiers.options import parse_options
+from verifiers.options import part_of
 
 
 def member_options(part: Mapping[str, Any], key: str) -> tuple[type[Source], BaseModel]:
     """(class, checked options). Raises `ConfigError` naming ``key.option``."""
-    if not isinstance(part.get("kind"), str):
-        raise ConfigError("A reward source needs a kind.", where=f"{key}.kind", fix=f"one of {SOURCES.names()}")
-    kind = SOURCES.get(part["kind"], key=f"{key}.kind")
-    return kind, parse_options(kind.Options, {k: v for k, v in part.items() if k != "kind"}, key)
+    return part_of(SOURCES, part, key)
 
 
 def build_member(part: Mapping[str, Any], context: SourceContext, key: str) -> Source:

@@ -31,7 +31,7 @@ from prm.bench.ranking import auc
 from prm.cotrained import BatchLoss, CoTrained, ModelSetup
 from rollout.models import load_tokenizer
 from rollout.options import ModelConfig, OptimConfig, WriterConfig
-from rollout.packing import PackedBatch, TokenSequence
+from rollout.packing import PackedBatch, TokenIds, TokenSequence
 from rollout.trajectory import Trajectory
 from verifiers.errors import DataError, ModelError
 from verifiers.options import Options as BaseOptions
@@ -39,14 +39,6 @@ from verifiers.options import parse_options
 from verifiers.registry import Registry
 
 CARD = "reward_model.json"  # beside the weights: what scoring must know
-
-
-@dataclass(slots=True)
-class TokenIds:
-    """What a model reads, and the part of it that it is asked about."""
-
-    prompt_ids: list[int]
-    response_ids: list[int]
 
 
 def whole(ids: Sequence[int]) -> TokenIds:

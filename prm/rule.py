@@ -39,6 +39,16 @@ def start_judging(
     return finish
 
 
+def judge_all(context: SourceContext, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> list[Verdict]:
+    """The verdict on every response, the same on all ranks: each asks for a share. A response that hit the token limit
+    is wrong. All ranks must ask, outside `Source.start`."""
+
+    def judged(index: list[int]) -> list[Verdict]:
+        return start_judging(context.runner, [trajectories[i] for i in index], [examples[i] for i in index])()
+
+    return context.world.shared_work(range(len(trajectories)), judged)
+
+
 @SOURCES.register("rule")
 class RuleSource(Source):
     """outcome = the verdict's score; a fault (score None) becomes NaN, so that the trajectory leaves its group.

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from data.example import Example
-from prm.rule import start_judging
+from prm.rule import judge_all
 from prm.signal import SourceContext
 from prm.steps import Steps, StepSplitter
 from rollout.engine import Prompt, SamplingParams, derive_seed
@@ -136,11 +136,7 @@ def _values(context: SourceContext, prefixes: Sequence[_Prefix], completed: Sequ
 def correctness(context: SourceContext, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> list[float]:
     """1 or 0 for each response [N], by the recipe's verifier; NaN where it could not judge. A response that hit the
     token limit is wrong."""
-
-    def judged(index: list[int]) -> list[Verdict]:
-        return start_judging(context.runner, [trajectories[i] for i in index], [examples[i] for i in index])()
-
-    return [_value(verdict) for verdict in context.world.shared_work(range(len(trajectories)), judged)]
+    return [_value(verdict) for verdict in judge_all(context, trajectories, examples)]
 
 
 def _value(verdict: Verdict) -> float:

@@ -26,7 +26,8 @@ from data.example import Example
 from data.sampler import Sampler
 from data.sources import oracle_of
 from prm.cotrained import CoTrained
-from prm.signal import SOURCES, Kept, Signal, Source, SourceContext
+from prm.scorer_source import ScorerSource
+from prm.signal import SOURCES, Kept, Signal, SourceContext
 from prm.step_labels import Labelled, MonteCarloOptions, correctness, labelled, labels_from_file, monte_carlo
 from prm.step_source import StepSource, Truth, score_health, step_truth
 from prm.steps import Steps
@@ -161,7 +162,7 @@ class Scorer:
 
 
 @SOURCES.register("step_prm")
-class StepPrm(StepSource):
+class StepPrm(ScorerSource[Scorer], StepSource):
     """A discriminative process reward model: the state after each step's last token is scored.
 
     Models: ``scorer``. Metrics beside those of `StepSource`: ``trained/...`` in the first round, of the training before
@@ -234,26 +235,12 @@ class StepPrm(StepSource):
         metrics = self.scorer.step(solutions)
         return {name: metrics[name] for name in ("loss", "grad_norm", "lr")} | {"label_mean": label_mean}
 
-    @classmethod
-    def planned_models(cls, options: ScorerOptions) -> dict[str, Literal["trained", "frozen"]]:
-        return {"scorer": "frozen" if options.optim is None else "trained"}
-
-    def models(self) -> dict[str, CoTrained]:
-        return {"scorer": self.scorer.model}
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"fitted": self.scorer.fitted}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.scorer.fitted = state["fitted"]
-
 
 # ---- whole responses -----------------------------------------------
 
 
 @SOURCES.register("orm")
-class Orm(Source):
+class Orm(ScorerSource[Scorer]):
     """An outcome reward model: one score at the end of the response, its outcome. Trained on the verifier's verdicts.
 
     Models: ``scorer``. Metrics: as `step_prm`, with the verdicts of the rollouts as the truth.
@@ -306,19 +293,6 @@ class Orm(Source):
         labels = known or correctness(self.context, kept.trajectories, kept.examples)  # no source asked the verifier
         done = self.scorer.step(_at_the_end(kept.trajectories, labels))
         return metrics | {name: done[name] for name in ("loss", "grad_norm", "lr")}
-
-    @classmethod
-    def planned_models(cls, options: ScorerOptions) -> dict[str, Literal["trained", "frozen"]]:
-        return {"scorer": "frozen" if options.optim is None else "trained"}
-
-    def models(self) -> dict[str, CoTrained]:
-        return {"scorer": self.scorer.model}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"fitted": self.scorer.fitted}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.scorer.fitted = state["fitted"]
 
 
 def _at_the_end(trajectories: Sequence[Trajectory], labels: Sequence[float]) -> list[Labelled]:

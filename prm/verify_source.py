@@ -12,7 +12,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -21,14 +21,16 @@ from torch import Tensor
 from data.example import Example
 from data.sampler import Sampler
 from prm.cotrained import CoTrained
-from prm.reward_model import TokenIds, open_reward_model, whole
-from prm.signal import SOURCES, Signal, Source, SourceContext
+from prm.reward_model import open_reward_model, whole
+from prm.scorer_source import ScorerSource
+from prm.signal import SOURCES, Signal, SourceContext
 from prm.step_labels import correctness
 from prm.step_scorer import TrainingOptions, sample_solutions
 from prm.verify_rm import VerifyInput, VerifyRM, bce
 from rollout.engine import derive_seed
 from rollout.models import load_tokenizer
 from rollout.options import ModelConfig, OptimConfig
+from rollout.packing import TokenIds
 from rollout.trajectory import Trajectory
 from verifiers.errors import ConfigError, DataError
 from verifiers.options import Options as BaseOptions
@@ -167,7 +169,7 @@ class VerifyScorer:
 
 
 @SOURCES.register("verify_rm")
-class VerifyRmSource(Source):
+class VerifyRmSource(ScorerSource[VerifyScorer]):
     """outcome = what the frozen model gives. A response that does not fit gives NaN and leaves its group.
 
     Labels: ``verify_logit``. Models: ``scorer``. Metrics: ``score_mean``, ``score_std`` (over the batch),
@@ -204,19 +206,6 @@ class VerifyRmSource(Source):
         if len(known) > 1:
             metrics |= {"score_mean": float(known.mean()), "score_std": float(known.std())}
         return Signal(reward_N, labels={"verify_logit": logit_N.tolist()}, metrics=metrics)
-
-    @classmethod
-    def planned_models(cls, options: VerifyOptions) -> dict[str, Literal["trained", "frozen"]]:
-        return {"scorer": "frozen" if options.optim is None else "trained"}
-
-    def models(self) -> dict[str, CoTrained]:
-        return {"scorer": self.scorer.model}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"fitted": self.scorer.fitted}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.scorer.fitted = state["fitted"]
 
 
 def rewards(logit_N: Tensor, hard: bool) -> Tensor:

@@ -27,6 +27,14 @@ class TokenSequence(Protocol):
 
 
 @dataclass(slots=True)
+class TokenIds:
+    """No more than that: what a model reads, and the part of it that it is asked about."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+
+@dataclass(slots=True)
 class PackedBatch:
     """One micro-batch.
 

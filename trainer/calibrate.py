@@ -16,11 +16,12 @@ import torch
 
 from rollout.engine import ENGINES, Prompt, SamplingParams
 from rollout.models import DTYPES, Policy, load_policy
+from rollout.packing import TokenIds
 from trainer.config import Config
 from trainer.learner import Learner
 from trainer.memory import planned_models
 from trainer.objective import needs_reference, sequence_weights
-from trainer.preflight import Demonstration, Prepared
+from trainer.preflight import Prepared
 
 _MAX_TOKENS = 2048  # of the micro-batch that is timed, if one sequence is not longer
 _DECODED_TOKENS = 24
@@ -72,7 +73,7 @@ def calibrate(prepared: Prepared) -> Calibration:
     return Calibration(tokens / learn_s, tokens / forward_s, decoded_a_second, rows)
 
 
-def _full_length(prepared: Prepared) -> list[Demonstration]:
+def _full_length(prepared: Prepared) -> list[TokenIds]:
     """Prompts of the data with responses of the full length, as many as fit a micro-batch."""
     config = prepared.config
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
@@ -82,7 +83,7 @@ def _full_length(prepared: Prepared) -> list[Demonstration]:
     for i in range(count):
         response = torch.randint(prepared.facts.vocab_size, (config.rollout.max_response_tokens,), generator=generator)
         example = prepared.train[i % len(prepared.train)]
-        out.append(Demonstration(prepared.prompt_ids[example.id], response.tolist()))
+        out.append(TokenIds(prepared.prompt_ids[example.id], response.tolist()))
     return out
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data.example import Example
 from rollout.engine import Prompt, SamplingParams, ScoringEngine, derive_seed
+from rollout.packing import TokenIds
 from trainer.config import Config
 from trainer.learner import Learner
 from verifiers.errors import RunError
@@ -22,14 +23,6 @@ from verifiers.errors import RunError
 PROMPTS, SAMPLES, TOKENS = 8, 2, 32
 # mean change of the learner's log-probs, in nats, that an engine in this dtype must show in its own
 RESOLUTION = {"float32": 1e-5, "bfloat16": 1e-3}
-
-
-@dataclass(slots=True)
-class ProbeText:
-    """A prompt cut in two: tokens that both sides have an opinion on and that no weights have chosen."""
-
-    prompt_ids: list[int]
-    response_ids: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +45,8 @@ class EngineCheck:
         self.config = config
         ids = [prompt_ids[e.id] for e in examples[:PROMPTS]]
         self.prompts = [Prompt(f"engine-check-{p}", p, tokens) for p, tokens in enumerate(ids)]
-        self.texts = [ProbeText(t[: len(t) // 2], t[len(t) // 2 :][:TOKENS]) for t in ids if len(t) > 1]
+        # a prompt cut in two: tokens that both sides have an opinion on and that no weights have chosen
+        self.texts = [TokenIds(t[: len(t) // 2], t[len(t) // 2 :][:TOKENS]) for t in ids if len(t) > 1]
         self._before: Opinion | None = None
 
     def preflight(self, engine: ScoringEngine, learner: Learner) -> dict[str, float]:

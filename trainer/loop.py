@@ -72,8 +72,9 @@ def run_steps(session: Session, state: LoopState) -> None:
             kept = rollouts.what_is_kept(state.step)
             signals = credit(session, rollouts, kept)
             batch, weighed = weigh(session, kept, signals)
-            responses = [torch.tensor(t.response_ids) for t in kept.trajectories]
-            session.world.check_same("the batch of a step", [*responses, *batch.advantages, batch.included_N])
+            if session.world.size > 1:
+                responses = [torch.tensor(t.response_ids) for t in kept.trajectories]
+                session.world.check_same("the batch of a step", [*responses, *batch.advantages, batch.included_N])
         metrics = step_metrics(rollouts) | session.staleness(state.step, rollouts) | weighed
         for name, source_metrics in zip(session.source_names, (s.metrics for s in signals), strict=True):
             metrics |= {f"{name}/{k}": v for k, v in source_metrics.items()}

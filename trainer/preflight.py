@@ -27,6 +27,7 @@ from data import (
 )
 from rollout.engine import ENGINES
 from rollout.models import load_config, load_tokenizer
+from rollout.packing import TokenIds
 from rollout.world import launched_size
 from trainer.combinations import warnings
 from trainer.compose import engine_options
@@ -37,14 +38,6 @@ from trainer.objective import needs_reference
 from trainer.records import check_writable
 from verifiers.errors import ConfigError, DataError
 from verifiers.runner import Runner
-
-
-@dataclass(slots=True)
-class Demonstration:
-    """A prompt and its given solution, in token ids (warm start trains on the solution)."""
-
-    prompt_ids: list[int]
-    response_ids: list[int]
 
 
 @dataclass(slots=True)
@@ -59,7 +52,7 @@ class Prepared:
     runner: Runner
     train: list[Example]
     evals: dict[str, list[Example]]
-    demonstrations: list[Demonstration]
+    demonstrations: list[TokenIds]
     prompt_ids: dict[str, list[int]]
     lines: list[str] = field(default_factory=list)
     paraphrases: dict[str, Example] = field(default_factory=dict)
@@ -170,11 +163,11 @@ def _prepare_data(
     check_disjoint([*train, *paraphrases.values()], evals)
     if evals:
         lines.append("train and evaluation sets share no prompt")
-    demonstrations: list[Demonstration] = []
+    demonstrations: list[TokenIds] = []
     if config.warm_start is not None:
         shown = load_part(config.warm_start.source, "warm_start.source")
         check_disjoint(shown, evals)
-        demonstrations = [Demonstration(*encode_demonstration(e, config.template, tokenizer)) for e in shown]
+        demonstrations = [TokenIds(*encode_demonstration(e, config.template, tokenizer)) for e in shown]
         _check_demonstrations(config, shown, demonstrations)
     if config.questions_per_batch > len(train):
         raise ConfigError(
@@ -232,7 +225,7 @@ def _check_architecture(config: Config, model_config: PretrainedConfig) -> None:
         engine.check(model_config, engine_options(config))
 
 
-def _check_demonstrations(config: Config, examples: Sequence[Example], demonstrations: Sequence[Demonstration]) -> None:
+def _check_demonstrations(config: Config, examples: Sequence[Example], demonstrations: Sequence[TokenIds]) -> None:
     for example, shown in zip(examples, demonstrations, strict=True):
         if len(shown.response_ids) > config.rollout.max_response_tokens:
             raise DataError(

@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 
 from data.sampler import Sampler
 from rollout.engine import derive_seed
+from rollout.packing import TokenIds
 from trainer.config import WarmStartConfig
 from trainer.learner import Learner
-from trainer.preflight import Demonstration
 
 
 def warm_start(
     learner: Learner,
     options: WarmStartConfig,
-    demonstrations: Sequence[Demonstration],
+    demonstrations: Sequence[TokenIds],
     seed: int,
     on_step: Callable[[int, dict[str, float]], None],
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, Union
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from verifiers.errors import ConfigError, did_you_mean
+from verifiers.registry import Registry
 
 
 class Options(BaseModel):
@@ -38,6 +39,16 @@ def parse_options(model: type[M], values: Mapping[str, Any], key: str = "") -> M
         why="a key that is silently ignored or converted would train something else than what you asked for",
         fix="correct the keys above; `assay check RECIPE` validates a recipe without training",
     )
+
+
+def part_of(registry: Registry[Any], part: Mapping[str, Any], key: str) -> tuple[Any, Any]:
+    """(entry, its checked options) of ``{"kind": ..., **options}``, a part inside another one's options. Raises
+    `ConfigError` naming ``key.option``."""
+    if not isinstance(part.get("kind"), str):
+        kinds = ", ".join(registry.names())
+        raise ConfigError(f"A {registry.noun} needs a kind.", where=f"{key}.kind", fix=f"one of: {kinds}")
+    kind: Any = registry.get(part["kind"], key=f"{key}.kind")
+    return kind, parse_options(kind.Options, {k: v for k, v in part.items() if k != "kind"}, key)
 
 
 def _explain(model: type[BaseModel], problem: Any, key: str) -> str:

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from verifiers.errors import ConfigError
-from verifiers.options import parse_options
+from verifiers.options import part_of
 from verifiers.registry import Registry
 
 if TYPE_CHECKING:
@@ -154,10 +153,7 @@ def hear_all(
 
 def judge_options(part: Mapping[str, Any], key: str = "judge") -> tuple[type, Any]:
     """(class, its checked options) of ``{"kind": ..., **options}``. Raises `ConfigError` naming ``key.option``."""
-    if not isinstance(part.get("kind"), str):
-        raise ConfigError("A judge needs a kind.", where=f"{key}.kind", fix=f"one of: {', '.join(JUDGES.names())}")
-    kind = JUDGES.get(part["kind"], key=f"{key}.kind")
-    return kind, parse_options(kind.Options, {k: v for k, v in part.items() if k != "kind"}, key)
+    return part_of(JUDGES, part, key)
 
 
 def build_judge(part: Mapping[str, Any], context: SourceContext, key: str = "judge") -> Judge:

@@ -16,8 +16,9 @@ from data.example import Example
 from prm.cooper import pair_loss, pick_positives, shortcuts
 from prm.judge.base import Judge, JudgeReply, JudgeRequest, ReplyStatus
 from prm.judge.corrupt import CorruptJudge, corrupted
-from prm.reward_model import TokenIds, scores_of
+from prm.reward_model import scores_of
 from prm.signal import SOURCES, Kept
+from rollout.packing import TokenIds
 from tests.helpers import make_config
 from tests.prm.test_step_scorer import answered, chain, context
 from verifiers.errors import ConfigError

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import prm
 from prm.signal import SOURCES, Source
 from rollout.models import load_config, load_policy, load_tokenizer
-from rollout.packing import pack
+from rollout.packing import TokenIds, pack
 from tests.helpers import CPU, make_config, source_context
 from trainer.calibrate import work
 from trainer.config import Config
@@ -29,7 +29,7 @@ from trainer.memory import (
     model_facts,
     planned_models,
 )
-from trainer.preflight import Demonstration, check, disk_need_mb
+from trainer.preflight import check, disk_need_mb
 from verifiers.errors import ConfigError
 from verifiers.options import parse_options
 from verifiers.runner import Runner
@@ -168,7 +168,7 @@ def test_checkpointing_keeps_the_input_of_each_layer_and_one_layer() -> None:
 def kept_bytes(config: Config) -> tuple[float, int]:
     """(bytes that autograd keeps of a forward pass beside the parameters, tokens)."""
     learner = Learner(config, load_policy(config.model, 0, CPU), CPU)
-    sequence = Demonstration(list(range(5, 25)), list(range(30, 74)))
+    sequence = TokenIds(list(range(5, 25)), list(range(30, 74)))
     batch = pack([sequence] * 4, 4096)[0]
     known = {p.untyped_storage().data_ptr() for p in learner.model.parameters()}
     shapes = {tuple(p.shape) for p in learner.model.parameters()}

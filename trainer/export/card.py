@@ -17,7 +17,8 @@ import yaml
 from transformers import AutoTokenizer
 
 from prm.signal import SOURCES
-from trainer.export.check import Comparison, Tokens
+from rollout.packing import TokenIds
+from trainer.export.check import Comparison
 from trainer.export.facts import DataFact, data_facts, error_rates, repeat_command, verifier_kinds
 from trainer.export.gather import Chosen, read_meta
 from trainer.export.snippets import snippet
@@ -44,7 +45,7 @@ class Description:
     environment: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     resolved: str
-    sample: Tokens
+    sample: TokenIds
     curves: bool
 
     @property

@@ -23,7 +23,7 @@ from torch import Tensor
 from data import encode, load_examples
 from rollout.attention import packed_forward
 from rollout.models import load_policy, load_tokenizer
-from rollout.packing import pack
+from rollout.packing import TokenIds, pack
 from trainer.config import Config
 from trainer.export.gather import Chosen, LiveModel, plain_model
 from verifiers.errors import ModelError
@@ -32,14 +32,6 @@ SEQUENCES = 4
 MAX_TOKENS = 128
 # of the largest logit, at least of 1: two orders of float32 summation are some 1e-6 apart, a wrong tensor some 1e-1
 TOLERANCE = 1e-4
-
-
-@dataclass(slots=True)
-class Tokens:
-    """A prompt and a response in token ids."""
-
-    prompt_ids: list[int]
-    response_ids: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +59,26 @@ class Comparison:
         )
 
 
-def sequences_of(run: Path, config: Config) -> list[Tokens]:
+def sequences_of(run: Path, config: Config) -> list[TokenIds]:
     """Prompts with responses from the newest trajectories; where none were recorded, the last prompts of the data."""
-    out: dict[str, Tokens] = {}
+    out: dict[str, TokenIds] = {}
     for path in sorted(run.glob("trajectories/step-*.jsonl"), reverse=True)[:1]:
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             kept = row["prompt_ids"][-MAX_TOKENS // 2 :]
-            out.setdefault(row["example_id"], Tokens(kept, row["response_ids"][: MAX_TOKENS - len(kept)]))
+            out.setdefault(row["example_id"], TokenIds(kept, row["response_ids"][: MAX_TOKENS - len(kept)]))
             if len(out) == SEQUENCES:
                 break
     if not out:
         tokenizer, part = load_tokenizer(config.model), config.data.train
         for example in load_examples(part.kind, part.options, key="data.train")[:SEQUENCES]:
             ids = encode(example, config.template, tokenizer)[-MAX_TOKENS:]
-            out[example.id] = Tokens(ids[:-1], ids[-1:])
+            out[example.id] = TokenIds(ids[:-1], ids[-1:])
     return list(out.values())
 
 
 @torch.no_grad()
-def packed_logits(model: Any, head: str, sequences: Sequence[Tokens]) -> list[Tensor]:
+def packed_logits(model: Any, head: str, sequences: Sequence[TokenIds]) -> list[Tensor]:
     """The trainer's forward: all sequences packed into one row. [T, V] each; of a sequence head [1, V]."""
     (batch,) = pack(sequences, sum(len(s.prompt_ids) + len(s.response_ids) for s in sequences))
     hidden_TE = packed_forward(getattr(model, model.base_model_prefix), batch)
@@ -98,7 +90,7 @@ def packed_logits(model: Any, head: str, sequences: Sequence[Tokens]) -> list[Te
 
 
 @torch.no_grad()
-def plain_logits(model: Any, sequences: Sequence[Tokens]) -> list[Tensor]:
+def plain_logits(model: Any, sequences: Sequence[TokenIds]) -> list[Tensor]:
     """A user's forward: one sequence at a time."""
     return [model(torch.tensor([s.prompt_ids + s.response_ids])).logits.flatten(0, -2) for s in sequences]
 
@@ -123,7 +115,7 @@ def reload(chosen: Chosen, folder: Path, adapter: bool) -> Any:
     return PeftModel.from_pretrained(base, str(folder)).float().eval()
 
 
-def compare(live: LiveModel, folder: Path, dtype: torch.dtype, adapter: bool, sequences: list[Tokens]) -> Comparison:
+def compare(live: LiveModel, folder: Path, dtype: torch.dtype, adapter: bool, sequences: list[TokenIds]) -> Comparison:
     """Raises `ModelError` when the logits differ by more than the threshold, or are not finite."""
     chosen = live.chosen
     trained = packed_logits(live.model, chosen.head, sequences)

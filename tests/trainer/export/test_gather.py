@@ -24,9 +24,10 @@ from transformers import (
 
 from prm.cotrained import CoTrained
 from rollout.models import read_weights
+from rollout.packing import TokenIds
 from tests.helpers import model_setup, sharpen, tiny_architecture
 from trainer.compose import load_resolved
-from trainer.export.check import Tokens, sequences_of
+from trainer.export.check import sequences_of
 from trainer.export.gather import shard_bytes
 from verifiers.errors import ConfigError, ModelError, RunError
 
@@ -59,7 +60,7 @@ import torch
     return json.loads(done.stdout)
 
 
-def trained_logp(run: Path, sequences: list[Tokens], step: int = 2) -> list[list[float]]:
+def trained_logp(run: Path, sequences: list[TokenIds], step: int = 2) -> list[list[float]]:
     """By the trainer's own packed forward, from the checkpoint."""
     config = load_resolved(run / "resolved.yaml")
     model = CoTrained(model_setup(config), "lm", None)
