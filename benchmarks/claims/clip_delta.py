@@ -18,20 +18,16 @@ import json
 import random
 import statistics
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks.claims.arms import main_of, options_parser, run_arms, shared_overrides
 from benchmarks.evaluations import scores_by_step
-from benchmarks.quickstart import run_once
-from benchmarks.report import RESULTS, Report, portable, progress, table
+from benchmarks.report import Report, portable, table
 from data import load_examples, part
 from trainer.compose import load_recipe
-from verifiers.errors import AssayError
 
-NAME, RECIPE = "claims_clip_delta", "clip_delta_chain"
+RECIPE = "clip_delta_chain"
 CLIPPED = "refine={kind: %s, eta: 0.7}"
 ARMS = {
     "success only": ["sources.1.weight=0.0"],
@@ -51,64 +47,21 @@ mean.
 
 
 def main(arguments: list[str]) -> int:
-    options = parser().parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    report = Report(NAME, options)
-    report.header["command"] = portable(["python", "-m", "benchmarks.claims.clip_delta", *arguments])
-    try:
-        run(options, report)
-    except AssayError as error:
-        sys.stderr.write(f"{NAME}: {error}\n")
-        return 1
-    return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    summary = str(__doc__).splitlines()[0]
-    out = argparse.ArgumentParser(prog="python -m benchmarks.claims.clip_delta", description=summary)
-    runs = Path("runs") / f"claims-clip-delta-{datetime.now():%Y%m%d-%H%M%S}"
-    out.add_argument("--seeds", type=int, nargs="+", default=[401, 402, 403])
-    out.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    out.add_argument("--steps", type=int, default=40)
-    out.add_argument("--warm-start-steps", type=int, default=300)
-    out.add_argument("--repeat-share", type=float, default=0.2, help="of the lines of demonstrations")
-    out.add_argument("--prompts", type=int, default=16, help="prompts a step, with 8 samples each")
-    out.add_argument(
-        "--runs", type=Path, default=runs, help="folder for the runs; finished ones in it are not repeated"
-    )
-    out.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's own choice")
-    out.add_argument("--results", type=Path, default=RESULTS, help=f"folder for {NAME}.json and .md")
-    out.add_argument("--overrides", nargs="*", default=[], help="changes to the recipe, for all runs")
-    return out
+    parser = options_parser("clip_delta", str(__doc__).splitlines()[0], list(ARMS), seeds=[401, 402, 403], steps=40)
+    parser.add_argument("--repeat-share", type=float, default=0.2, help="of the lines of demonstrations")
+    return main_of("clip_delta", arguments, parser, run)
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
-    overrides = [
-        *options.overrides, f"hardware.threads={options.threads}", f"rollout.prompts_per_step={options.prompts}",
-        "data.eval.0.source.seed=1001", "eval.every_steps=10", "eval.samples_per_prompt=2",
-    ]  # fmt: skip
     shown_file = write_demonstrations(options.runs, options.repeat_share)
-    warm_start = [
-        f"warm_start.steps={options.warm_start_steps}", "warm_start.source={kind: jsonl, "
-        f"path: {shown_file}, prompt_field: question, gold_field: gold, solution_field: solution}}",
-    ]  # fmt: skip
-    eval_name = load_recipe(RECIPE).data.eval[0].name
-    measured = []
-    for seed in options.seeds:
-        start = f"seed-{seed}-warm-start"
-        run_once(options.runs, start, [*overrides, *warm_start, f"seed={seed}", "train.steps=0"], RECIPE)
-        weights = options.runs.absolute() / start / "checkpoints" / "step-000000" / "hf"
-        for arm in options.arms:
-            name = f"seed-{seed}-{''.join(c if c.isalnum() else '-' for c in arm)}"
-            changes = [*ARMS[arm], f"seed={seed}", f"train.steps={options.steps}", f"model.path={weights}",
-                       "model.scratch=null", "model.tokenizer=null", "warm_start=null"]  # fmt: skip
-            facts = run_once(options.runs, name, [*overrides, *changes], RECIPE)
-            measured.append({"seed": seed, "arm": arm, **facts, "curve": curve(options.runs / name, eval_name)})
-            progress(f"{name}: {shown(measured[-1]['curve'])}")
+    warm_start = ["warm_start.source={kind: jsonl, "
+                  f"path: {shown_file}, prompt_field: question, gold_field: gold, "
+                  "solution_field: solution}"]  # fmt: skip
+    measured = run_arms(options, RECIPE, ARMS, warm_start=warm_start, curve=curve, shown=shown)
     settings = {
         "recipe": RECIPE,
-        "overrides": overrides,
-        "warm_start": [portable([o]) for o in warm_start],
+        "overrides": shared_overrides(options),
+        "warm_start": [portable([o]) for o in (f"warm_start.steps={options.warm_start_steps}", *warm_start)],
         "arms": {arm: ARMS[arm] for arm in options.arms},
     }
     report.write({"settings": settings, "measurements": measured}, tables(measured, options.arms))

@@ -15,20 +15,17 @@ import argparse
 import json
 import statistics
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks.claims.arms import main_of, options_parser, run_arms, shared_overrides
 from benchmarks.quickstart import run_once
-from benchmarks.report import RESULTS, Report, portable, progress, table
+from benchmarks.report import Report, table
 from data.chain import conciseness_level
-from trainer.compose import load_any, load_recipe
+from trainer.compose import load_any
 from trainer.fit_config import FitConfig
-from verifiers.errors import AssayError
 
-NAME, RECIPE, MODEL_RECIPE = "claims_conciseness", "conciseness_chain", "conciseness_rm_chain"
+RECIPE, MODEL_RECIPE = "conciseness_chain", "conciseness_rm_chain"
 ADDITIVE = ["sources.1.form=additive", "sources.1.all_correct=pay"]
 ARMS = {
     "success only": ["sources.1.alpha=0.0"],
@@ -50,59 +47,18 @@ lines that repeat an earlier one, share of empty responses, mean conciseness lev
 
 
 def main(arguments: list[str]) -> int:
-    options = parser().parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    report = Report(NAME, options)
-    report.header["command"] = portable(["python", "-m", "benchmarks.claims.conciseness", *arguments])
-    try:
-        run(options, report)
-    except AssayError as error:
-        sys.stderr.write(f"{NAME}: {error}\n")
-        return 1
-    return 0
-
-
-def parser() -> argparse.ArgumentParser:
     summary = str(__doc__).splitlines()[0]
-    out = argparse.ArgumentParser(prog="python -m benchmarks.claims.conciseness", description=summary)
-    runs = Path("runs") / f"claims-conciseness-{datetime.now():%Y%m%d-%H%M%S}"
-    out.add_argument("--seeds", type=int, nargs="+", default=[501, 502, 503])
-    out.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    out.add_argument("--steps", type=int, default=40)
-    out.add_argument("--warm-start-steps", type=int, default=300)
-    out.add_argument("--prompts", type=int, default=16, help="prompts a step, with 8 samples each")
-    out.add_argument("--model-overrides", nargs="*", default=[], help="changes to the recipe of the reward model")
-    out.add_argument(
-        "--runs", type=Path, default=runs, help="folder for the runs; finished ones in it are not repeated"
-    )
-    out.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's own choice")
-    out.add_argument("--results", type=Path, default=RESULTS, help=f"folder for {NAME}.json and .md")
-    out.add_argument("--overrides", nargs="*", default=[], help="changes to the recipe, for all runs")
-    return out
+    parser = options_parser("conciseness", summary, list(ARMS), seeds=[501, 502, 503], steps=40)
+    parser.add_argument("--model-overrides", nargs="*", default=[], help="changes to the recipe of the reward model")
+    return main_of("conciseness", arguments, parser, run)
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
-    overrides = [
-        *options.overrides, f"hardware.threads={options.threads}", f"rollout.prompts_per_step={options.prompts}",
-        "data.eval.0.source.seed=1001", "eval.every_steps=10", "eval.samples_per_prompt=2",
-    ]  # fmt: skip
-    eval_name = load_recipe(RECIPE).data.eval[0].name
     model = f"sources.1.path={trained_model(options)}" if any("model" in arm for arm in options.arms) else ""
-    measured = []
-    for seed in options.seeds:
-        start = f"seed-{seed}-warm-start"
-        warm_start = [*overrides, f"warm_start.steps={options.warm_start_steps}", f"seed={seed}", "train.steps=0"]
-        run_once(options.runs, start, warm_start, RECIPE)
-        weights = options.runs.absolute() / start / "checkpoints" / "step-000000" / "hf"
-        for arm in options.arms:
-            name = f"seed-{seed}-{''.join(c if c.isalnum() else '-' for c in arm)}"
-            changes = [*ARMS[arm], *([model] if "model" in arm else []), f"seed={seed}", f"train.steps={options.steps}",
-                       f"model.path={weights}", "model.scratch=null", "model.tokenizer=null",
-                       "warm_start=null"]  # fmt: skip
-            facts = run_once(options.runs, name, [*overrides, *changes], RECIPE)
-            measured.append({"seed": seed, "arm": arm, **facts, "curve": curve(options.runs / name, eval_name)})
-            progress(f"{name}: {shown(measured[-1]['curve'])}")
-    settings = {"recipe": RECIPE, "overrides": overrides, "arms": {arm: ARMS[arm] for arm in options.arms}}
+    arms = {arm: [*changes, *([model] if "model" in arm else [])] for arm, changes in ARMS.items()}
+    measured = run_arms(options, RECIPE, arms, curve=curve, shown=shown)
+    settings = {"recipe": RECIPE, "overrides": shared_overrides(options),
+                "arms": {arm: ARMS[arm] for arm in options.arms}}  # fmt: skip
     report.write({"settings": settings, "measurements": measured}, tables(measured, options.arms))
 
 

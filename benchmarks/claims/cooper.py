@@ -11,18 +11,16 @@ least `HACKED_POINTS` below its best.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
+from benchmarks.claims.arms import best, last, main_of, mean_tables, options_parser, run_arms
+from benchmarks.report import Report, table
 
-from benchmarks.claims.arms import best, last, mean_tables, options_parser, run_arms
-from benchmarks.report import Report, portable, table
-from verifiers.errors import AssayError
-
-NAME, RECIPE = "claims_cooper", "cooper_chain"
+RECIPE = "cooper_chain"
 HACKED_POINTS = 10
 MODEL = ("train: {prompts: 256, samples_per_prompt: 2, steps: %d, solutions_per_step: 32, lr: 1e-3}, "
          "optim: {lr: %g, warmup_steps: 5}")  # fmt: skip
@@ -42,22 +40,19 @@ def arms(rm_steps: int, rm_lr: float) -> dict[str, list[str]]:
 
 
 def main(arguments: list[str]) -> int:
-    parser = options_parser("cooper", str(__doc__).splitlines()[0], list(arms(1, 0)), steps=60)
+    parser = options_parser("cooper", str(__doc__).splitlines()[0], list(arms(1, 0)), seeds=[501, 502, 503], steps=60)
     parser.add_argument("--rm-steps", type=int, default=40, help="of the reward model, before the RL")
     parser.add_argument("--rm-lr", type=float, default=1e-4, help="of Cooper's reward model, beside the policy")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    report = Report(NAME, options)
-    report.header["command"] = portable(["python", "-m", "benchmarks.claims.cooper", *arguments])
+    return main_of("cooper", arguments, parser, run)
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
     made = arms(options.rm_steps, options.rm_lr)
-    try:
-        measured = run_arms(options, RECIPE, made, ["rollout.max_response_tokens=40"])
-    except AssayError as error:
-        sys.stderr.write(f"{NAME}: {error}\n")
-        return 1
+    measured = run_arms(
+        options, RECIPE, made, common=["rollout.max_response_tokens=40"], warm_start_recipe="quickstart"
+    )
     report.write({"settings": {"recipe": RECIPE, "arms": made}, "measurements": measured},
                  NOTE + mean_tables(measured, options.arms) + verdicts(measured, options.arms))  # fmt: skip
-    return 0
 
 
 def verdicts(measured: Sequence[Mapping[str, Any]], arms_run: Sequence[str]) -> str:

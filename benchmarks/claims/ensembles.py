@@ -9,18 +9,16 @@ head and in the order of the samples. All arms are normalised on the same calibr
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
+from benchmarks.claims.arms import best, last, main_of, mean_tables, options_parser, run_arms
+from benchmarks.report import Report, table
 
-from benchmarks.claims.arms import best, last, mean_tables, options_parser, run_arms
-from benchmarks.report import Report, portable, table
-from verifiers.errors import AssayError
-
-NAME, RECIPE = "claims_ensembles", "ensemble_chain"
+RECIPE = "ensemble_chain"
 NOTE = """Held-out accuracy in percent (avg@k) / mean reward of the training batches since the evaluation before, in
 standard deviations of the calibration set; mean over the seeds.
 
@@ -46,25 +44,21 @@ def arms(members: int, noise: float, rm_steps: int, coef: float) -> dict[str, li
 
 def main(arguments: list[str]) -> int:
     names = list(arms(1, 0.0, 1, 0.0))
-    parser = options_parser("ensembles", str(__doc__).splitlines()[0], names, steps=40)
-    parser.set_defaults(seeds=[601, 602, 603])
+    parser = options_parser("ensembles", str(__doc__).splitlines()[0], names, seeds=[601, 602, 603], steps=40)
     parser.add_argument("--members", type=int, default=3)
     parser.add_argument("--label-noise", type=float, default=0.25)
     parser.add_argument("--rm-steps", type=int, default=60, help="of each member, before the RL")
     parser.add_argument("--coef", type=float, default=0.5, help="of UWO's variance")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    report = Report(NAME, options)
-    report.header["command"] = portable(["python", "-m", "benchmarks.claims.ensembles", *arguments])
+    return main_of("ensembles", arguments, parser, run)
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
     made = arms(options.members, options.label_noise, options.rm_steps, options.coef)
-    try:
-        measured = run_arms(options, RECIPE, made, ["rollout.max_response_tokens=40"])
-    except AssayError as error:
-        sys.stderr.write(f"{NAME}: {error}\n")
-        return 1
+    measured = run_arms(
+        options, RECIPE, made, common=["rollout.max_response_tokens=40"], warm_start_recipe="quickstart"
+    )
     report.write({"settings": {"recipe": RECIPE, "arms": made}, "measurements": measured},
                  NOTE + mean_tables(measured, options.arms) + against_single(measured, options.arms))  # fmt: skip
-    return 0
 
 
 def against_single(measured: Sequence[Mapping[str, Any]], arms_run: Sequence[str]) -> str:

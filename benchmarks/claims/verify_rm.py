@@ -25,24 +25,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.report import RESULTS, Report, portable, progress, table
+from benchmarks.claims.arms import base_parser, main_of
+from benchmarks.report import Report, portable, progress, table
 from prm.verify_rm import error_rates, verify_text
 from trainer.compose import load_any
 from trainer.fit import fit
 from trainer.fit_config import FitConfig
-from verifiers.errors import AssayError, DataError
+from verifiers.errors import DataError
 from verifiers.runner import Runner
 from verifiers.verdict import VerifyRequest
 
-NAME, RECIPE = "claims_verify_rm", "verify_rm_chain"
+RECIPE = "verify_rm_chain"
 EVAL_TENTHS = 3
 MOST_COPIES = 4
 SIZE = ("hidden_size=64", "intermediate_size=256", "num_heads=4", "num_kv_heads=4")
@@ -101,29 +100,9 @@ def rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> int:
-    options = parser().parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    report = Report(NAME, options)
-    report.header["command"] = portable(["python", "-m", "benchmarks.claims.verify_rm", *arguments])
-    try:
-        run(options, report)
-    except AssayError as error:
-        sys.stderr.write(f"{NAME}: {error}\n")
-        return 1
-    return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    summary = str(__doc__).splitlines()[0]
-    out = argparse.ArgumentParser(prog="python -m benchmarks.claims.verify_rm", description=summary)
-    out.add_argument("--data", type=Path, metavar="DIR", required=True)
-    out.add_argument("--seeds", type=int, nargs="+", default=[0])
-    out.add_argument("--steps", type=int, default=4500)
-    out.add_argument("--runs", type=Path, default=Path("runs") / f"claims-verify-rm-{datetime.now():%Y%m%d-%H%M%S}")
-    out.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's own choice")
-    out.add_argument("--results", type=Path, default=RESULTS, help=f"folder for {NAME}.json and .md")
-    out.add_argument("--overrides", nargs="*", default=[], help="changes to the recipe")
-    return out
+    parser = base_parser("verify_rm", str(__doc__).splitlines()[0], seeds=[0], steps=4500)
+    parser.add_argument("--data", type=Path, metavar="DIR", required=True)
+    return main_of("verify_rm", arguments, parser, run)
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
