@@ -19,10 +19,9 @@ from pydantic import Field
 
 from data.example import Message, content_key
 from data.rows import FieldReader, Row
-from data.sources import FileOptions, HubSource, JsonlSource, resolve_path
+from data.sources import FileOptions, HubSource, JsonlSource, load_from, resolve_path
 from verifiers.errors import ConfigError, DataError
 from verifiers.options import Options as BaseOptions
-from verifiers.options import parse_options
 from verifiers.registry import Registry
 
 
@@ -78,23 +77,7 @@ def load_labelled(kind: str, options: Mapping[str, Any], *, key: str) -> list[La
 
     Raises `ConfigError` for an unknown kind or option, `DataError` for data that cannot be used; ids are unique.
     """
-    source = LABELLED_DATA.get(kind, key=f"{key}.kind")
-    if not hasattr(source, "Options") or not hasattr(source, "load"):
-        raise ConfigError(
-            f"'{kind}' is no source of labelled data.",
-            where=f"{key}.kind",
-            fix="it is a class with a nested pydantic model Options and a method load()",
-        )
-    rows = list(source(parse_options(source.Options, options, key)).load())
-    seen: set[str] = set()
-    for row in rows:
-        if row.id in seen:
-            raise DataError(f"The id '{row.id}' is used twice.", where=f"{key} ({kind})",
-                            why="scores are kept by id", fix="make the ids of this source unique")  # fmt: skip
-        seen.add(row.id)
-    if not rows:
-        raise DataError("The source gave no rows.", where=f"{key} ({kind})")
-    return rows
+    return load_from(LABELLED_DATA, "a source of labelled data", kind, options, key=key)
 
 
 class TableOptions(BaseOptions):

@@ -50,27 +50,32 @@ def load_examples(kind: str, options: Mapping[str, Any], *, key: str) -> list[Ex
 
     Raises `ConfigError` for an unknown kind or option, `DataError` for data that cannot be used; ids are unique.
     """
-    source = DATA_SOURCES.get(kind, key=f"{key}.kind")
+    return load_from(DATA_SOURCES, "a data source", kind, options, key=key)
+
+
+def load_from(registry: Registry[Any], what: str, kind: str, options: Mapping[str, Any], *, key: str) -> list[Any]:
+    """As `load_examples`, from any registry of classes with ``Options`` and ``load()``. what: they are, for errors."""
+    source: Any = registry.get(kind, key=f"{key}.kind")
     if not hasattr(source, "Options") or not hasattr(source, "load"):
         raise ConfigError(
-            f"'{kind}' is not a data source.",
+            f"'{kind}' is not {what}.",
             where=f"{key}.kind",
-            fix="a data source is a class with a nested pydantic model Options and a method load() -> list[Example]",
+            fix=f"{what} is a class with a nested pydantic model Options and a method load() -> list",
         )
-    examples = source(parse_options(source.Options, options, key)).load()
+    rows = list(source(parse_options(source.Options, options, key)).load())
     seen: set[str] = set()
-    for example in examples:
-        if example.id in seen:
+    for row in rows:
+        if row.id in seen:
             raise DataError(
-                f"The id '{example.id}' is used twice.",
+                f"The id '{row.id}' is used twice.",
                 where=f"{key} ({kind})",
                 why="rewards and records are kept by id",
                 fix="make the ids of this source unique",
             )
-        seen.add(example.id)
-    if not examples:
+        seen.add(row.id)
+    if not rows:
         raise DataError("The data source gave no examples.", where=f"{key} ({kind})")
-    return examples
+    return rows
 
 
 def resolve_path(path: str) -> Path:

@@ -14,8 +14,7 @@ def snippet(chosen: Chosen, repo: str, prompt: str | list[int], *, adapter: bool
         tokens += '["input_ids"]'
     else:
         tokens = f"torch.tensor([{prompt}])"
-    head = {"lm": _generate, "token": _numbers, "sequence": _score}[chosen.head]
-    return head(chosen, repo, tokens, adapter)
+    return _generate(chosen, repo, tokens, adapter) if chosen.head == "lm" else _numbers(chosen, repo, tokens)
 
 
 def _imports(classes: str) -> str:
@@ -47,21 +46,15 @@ def _generate(chosen: Chosen, repo: str, tokens: str, adapter: bool) -> str:
     )
 
 
-def _numbers(chosen: Chosen, repo: str, tokens: str, adapter: bool) -> str:
+def _numbers(chosen: Chosen, repo: str, tokens: str) -> str:
+    kind, name, where, what = {
+        "token": ("AutoModelForTokenClassification", "numbers", "logits[0, :, 0]", "one a token"),
+        "sequence": ("AutoModelForSequenceClassification", "score", "logits[0]", "at the last token"),
+    }[chosen.head]
     return (
-        f"{_imports('AutoModelForTokenClassification, AutoTokenizer')}"
+        f"{_imports(f'{kind}, AutoTokenizer')}"
         f'tokenizer = AutoTokenizer.from_pretrained("{repo}")\n'
-        f'model = AutoModelForTokenClassification.from_pretrained("{repo}", dtype="auto")\n'
+        f'model = {kind}.from_pretrained("{repo}", dtype="auto")\n'
         f"ids = {tokens}  # the prompt; append the response\nwith torch.no_grad():\n"
-        "    numbers = model(ids).logits[0, :, 0]  # one a token\nprint(numbers)\n"
-    )
-
-
-def _score(chosen: Chosen, repo: str, tokens: str, adapter: bool) -> str:
-    return (
-        f"{_imports('AutoModelForSequenceClassification, AutoTokenizer')}"
-        f'tokenizer = AutoTokenizer.from_pretrained("{repo}")\n'
-        f'model = AutoModelForSequenceClassification.from_pretrained("{repo}", dtype="auto")\n'
-        f"ids = {tokens}  # the prompt; append the response\nwith torch.no_grad():\n"
-        "    score = model(ids).logits[0]  # at the last token\nprint(score)\n"
+        f"    {name} = model(ids).{where}  # {what}\nprint({name})\n"
     )
