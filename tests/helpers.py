@@ -275,3 +275,12 @@ def update_gradients(learner: Learner, batch: TrainingBatch) -> tuple[dict[str, 
     finally:
         learner.optimizer.step = original  # type: ignore[method-assign]
     return seen, metrics
+
+
+def assert_resumed_is_whole(whole: list[dict], parts: list[dict]) -> list[set[str]]:
+    """Lines of metrics.jsonl of a run that was not interrupted, and of one that was: the same numbers, step by step.
+    Returns the names that both have: the interrupted run evaluated once more, at its first end."""
+    shared = [set(a) & set(b) for a, b in zip(whole, parts, strict=True)]
+    for a, b, names in zip(whole, parts, shared, strict=True):
+        assert {k: a[k] for k in names} == {k: b[k] for k in names}
+    return shared
