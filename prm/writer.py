@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from prm.cotrained import CoTrained
-from rollout.engine import ENGINES, Engine, Prompt, SamplingParams
+from rollout.engine import ENGINES, Engine, Prompt, SamplingParams, hand_over
 from rollout.models import end_ids
 
 
@@ -43,7 +43,7 @@ class Writer:
                 max_rows=self._max_rows,
             )
         assert self._engine is not None
-        self._engine.load_weights(model.weights(), 0)
+        hand_over(self._engine, model.weights(), 0)
         asked = [Prompt(str(i), i, list(ids)) for i, ids in enumerate(prompts)]
         try:
             written = self._engine.generate(asked, 1, SamplingParams(self._max_tokens, greedy=True), 0)

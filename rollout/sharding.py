@@ -5,7 +5,7 @@ A process alone is the same code: nothing is sharded, and the functions hand the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -57,9 +57,89 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+class WholeWeights(Mapping[str, Tensor]):
+    """Tensors that lie in shards on the ranks, each gathered when it is read and kept by the reader only: never more
+    than one of them is whole here. All ranks must read the same names in the same order.
+
+    changes: by name, what is made of a tensor before it is gathered (a merged adapter). dtype: of the matrices, rounded
+    before they are gathered; None: their own.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        changes: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        self._tensors, self._changes, self.dtype = tensors, changes or {}, dtype
+        self._names = list(tensors)
+        self._place = {name: i for i, name in enumerate(self._names)}
+        self._next = 0  # place of the name after the one read last
+        self._is_cut = False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._place  # the inherited one would gather it
+
+    def shape(self, name: str) -> torch.Size:
+        """Of the whole tensor, without gathering it."""
+        return self._tensors[name].shape
+
+    @torch.no_grad()
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._tensors[name].detach()
+        self._next, self._is_cut = self._place[name] + 1, True
+        if name in self._changes:
+            tensor = self._changes[name](tensor)
+        if self.dtype is not None and tensor.is_floating_point() and tensor.ndim > 1:
+            tensor = tensor.to(self.dtype)
+        whole = full(tensor)
+        self._is_cut = False
+        return whole
+
+    def rounded_to(self, dtype: torch.dtype) -> WholeWeights:
+        """The same with matrices of `dtype`."""
+        return WholeWeights(self._tensors, self._changes, dtype)
+
+    def finish(self) -> None:
+        """Take part in gathering what the reader left unread: other ranks may wait for it. Nothing after an exchange
+        that failed, since no rank goes on from there."""
+        for name in () if self._is_cut else self._names[self._next :]:
+            if isinstance(self._tensors[name], DTensor):
+                self[name]
+
+
+def whole(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors themselves where none is sharded, else `WholeWeights`."""
+    sharded = any(isinstance(tensor, DTensor) for tensor in tensors.values())
+    return WholeWeights(tensors) if sharded else {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def whole_shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Of the whole tensors, in their order, without gathering any."""
+    if isinstance(weights, WholeWeights):
+        return {name: weights.shape(name) for name in weights}
+    return {name: tensor.shape for name, tensor in weights.items()}
+
+
+def on_host(weights: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """Copies in the host's memory, made one at a time; keep=False takes part in gathering them and keeps none. All
+    ranks must ask."""
+    copies: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if keep:
+            copies[name] = tensor.detach().to("cpu", copy=True)
+    return copies
+
+
 def full_state(module: nn.Module) -> dict[str, Tensor]:
     """`state_dict` in whole tensors. All ranks must ask."""
-    return {name: full(tensor.detach()) for name, tensor in module.state_dict().items()}
+    return dict(whole(module.state_dict()))
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
@@ -71,10 +151,17 @@ def like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def load_full(module: nn.Module, weights: Mapping[str, Tensor], strict: bool = True) -> tuple[list[str], list[str]]:
-    """`load_state_dict` of whole tensors: (missing, unexpected) names."""
+def load_full(
+    module: nn.Module, weights: Mapping[str, Tensor], strict: bool = True, prefix: str = ""
+) -> tuple[list[str], list[str]]:
+    """`load_state_dict` of whole tensors, read one at a time, those whose names begin with `prefix`, without it:
+    (missing, unexpected) names."""
     own = module.state_dict()
-    placed = {name: like(tensor, own[name]) if name in own else tensor for name, tensor in weights.items()}
+    placed: dict[str, Tensor] = {}
+    for full_name in weights:
+        if full_name.startswith(prefix):
+            name = full_name.removeprefix(prefix)
+            placed[name] = like(weights[full_name], own[name]) if name in own else weights[full_name]
     missing, unexpected = module.load_state_dict(placed, strict=strict)
     return missing, unexpected
 

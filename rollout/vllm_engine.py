@@ -100,6 +100,7 @@ class VllmEngine:
         self.tokenizer, self.eos_ids = tokenizer, tuple(eos_ids)
         self.max_prompt_tokens, self.max_response_tokens = max_prompt_tokens, max_response_tokens
         self.version = -1
+        self.weights_dtype = dtype
         self._ready = False
         max_model_len = context_tokens(config, max_prompt_tokens + max_response_tokens)
         self.backend: Backend

@@ -287,12 +287,13 @@ class _Estimate:
         }
 
     def sync(self) -> Terms:
-        """The policy's whole weights are gathered, and its adapters merged, while the engine takes its copy."""
+        """The policy's weights are gathered, and its adapters merged, one tensor at a time while the engine takes its
+        copy, which is made layer by layer; a tied head waits for the last norm."""
         terms: Terms = {} if self.config.train.overlap else {"engine_weights": self.engine_weights()}
         if self.config.model.lora is not None:
-            terms["merged_weights"] = self.facts.adapted_parameters * self.compute
+            terms["merged_weights"] = self.facts.adapted_parameters / self.facts.num_layers * self.compute
         if self.shards > 1:
-            terms["gathered_weights"] = self.facts.parameters * self.master
+            terms["gathered_weights"] = (self.facts.head_parameters + self.facts.layer_parameters) * self.master
         return terms
 
     # ---- updates ------------------------------------------------------------------------------------

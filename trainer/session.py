@@ -26,6 +26,7 @@ from rollout.engine import (
 from rollout.models import DTYPES, Policy, load_policy
 from rollout.packing import Packer
 from rollout.process_engine import ProcessEngine
+from rollout.sharding import on_host
 from rollout.trajectory import Trajectory
 from rollout.world import World, join_world
 from trainer.advantages.base import ADVANTAGES
@@ -237,7 +238,7 @@ class Session:
             self.engine.load_weights(self.learner.weights(), step)
             return
         if self.stale is None or step % period == 0:
-            self.stale = StaleWeights(step, {n: t.detach().cpu().clone() for n, t in self.learner.weights().items()})
+            self.stale = StaleWeights(step, on_host(self.learner.weights()))
         self.engine.load_weights(self.stale.weights, self.stale.step)
 
     def generate_aside(

@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prm.cotrained import CoTrained
 from rollout.models import save_weights
+from rollout.sharding import on_host
 from rollout.world import World
 from trainer.checkpoint import disk_error, export_hf, name_it, rng_state
 from trainer.learner import Learner
@@ -102,15 +103,14 @@ class ShardedWriter:
             (partial / "hf").mkdir(parents=True)
         self.world.barrier()
         written = async_save(tensors(learner, models), checkpoint_id=partial / FOLDER, process_group=self._group)
-        exports = {name: model.weights() for name, model in models.items()}  # gathered by all, written by one
-        policy = learner.weights()
+        # gathered by all, written by one
+        exports = {name: on_host(model.weights(), self.world.is_main) for name, model in models.items()}
+        policy = on_host(learner.weights(), self.world.is_main)
         thread: threading.Thread | None = None
         if self.world.is_main:
             content = {"learner": learner.plain_state(), "rng": rng_state(), **state,
                        "models": {name: model.plain_state() for name, model in models.items()}}  # fmt: skip
             torch.save(content, partial / "state.pt")
-            exports = {name: {n: t.detach().cpu().clone() for n, t in w.items()} for name, w in exports.items()}
-            policy = {n: t.detach().cpu().clone() for n, t in policy.items()}
 
             def export() -> None:
                 try:

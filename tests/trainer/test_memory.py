@@ -89,7 +89,7 @@ def test_lora_trains_the_adapters_and_merges_them_for_the_engine() -> None:
     found = memory({**LORA, "objective.kl.coef": 0.1})
     assert found.resident == {"weights": 4000 + 40, "optimizer": 80}  # the frozen base serves as the reference
     assert updates(found)["gradients"]["gradients"] == 40
-    assert found.phases["weights to the engine"] == {"engine_weights": 4000, "merged_weights": 4 * 600}
+    assert found.phases["weights to the engine"] == {"engine_weights": 4000, "merged_weights": 4 * 600 / L}
 
 
 def test_the_adapters_are_counted_from_the_layers_they_are_put_on() -> None:
@@ -220,7 +220,8 @@ def test_ranks_share_weights_gradients_and_moments_but_not_the_engine() -> None:
         assert four.resident[name] == one.resident[name] / 4
     assert updates(four)["gradients"]["gradients"] == 1000
     assert four.phases["rollout"]["engine_weights"] == one.phases["rollout"]["engine_weights"] == 2000
-    assert four.phases["weights to the engine"]["gathered_weights"] == 4000
+    one_at_a_time = (FACTS.head_parameters + LAYER) * 4 / MB
+    assert four.phases["weights to the engine"]["gathered_weights"] == pytest.approx(one_at_a_time)
 
 
 def test_fsdp_gathers_two_layers_and_the_rest_and_the_gradients_of_one() -> None:
