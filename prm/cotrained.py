@@ -77,7 +77,7 @@ class CoTrained:
         self.setup, self.optim, self.read, self.exported_as = setup, optim, read, exported_as
         compute_dtype = DTYPES[setup.model.compute_dtype]
         self.world = setup.packer.world
-        policy = load_policy(setup.model.model_copy(update={"lora": None}), setup.seed, setup.device)
+        policy = load_policy(setup.model.model_copy(update={"lora": None}), setup.seed, setup.device, self.world)
         self.hf_config, self.causal_lm = policy.config, policy.model
         self.trunk: nn.Module = self.causal_lm.model
         self.head: nn.Linear | None = None

@@ -23,6 +23,8 @@ def shard(model: PackedModel, world: World, options: ShardingOptions) -> None:
     gathered when it runs, in the compute dtype; what is left (embeddings, norms, the vocabulary's head) is gathered
     with the model itself, and the head of one number stays in its own dtype.
 
+    The weights are those of rank 0, handed out one tensor at a time; the others' may be without memory (`load_policy`).
+
     Gradients are summed over the ranks, not averaged: the weights of the losses count the whole batch. They are reduced
     in float32. With two copies or more (`hardware.distributed.replicas`) each copy is sharded over its own ranks.
     """
@@ -31,6 +33,7 @@ def shard(model: PackedModel, world: World, options: ShardingOptions) -> None:
     mesh = world.mesh["shard"] if world.mesh.size(0) == 1 else world.mesh
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if options.offload else OffloadPolicy()
     how: dict[str, Any] = {"mesh": mesh, "offload_policy": offload}
+    tensors = _take_tensors(model)
     if model.head is not None:
         fully_shard(model.head, reshard_after_forward=True, **how)
     if model.compute_dtype == torch.bfloat16:
@@ -40,10 +43,51 @@ def shard(model: PackedModel, world: World, options: ShardingOptions) -> None:
     # given back at once, also at the root: a forward without a backward would leave weights that an optimizer step or
     # a checkpoint does not reach
     fully_shard(model, reshard_after_forward=True, **how)
+    _place(model, tensors if world.is_main else {}, world, options)
     for unit in model.modules():
         if isinstance(unit, FSDPModule):
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+
+
+def _places(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    """Where each parameter stands; a tied one stands in several places."""
+    places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            places.setdefault(parameter, []).append((module, name))
+    return list(places.values())
+
+
+def _take_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of `model` by name; its parameters are left without memory."""
+    taken = {name: tensor.detach() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    for places in _places(model):
+        parameter = getattr(*places[0])
+        hollow = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        for module, name in places:
+            setattr(module, name, hollow)
+    return taken
+
+
+@torch.no_grad()
+def _place(model: nn.Module, tensors: dict[str, Tensor], world: World, options: ShardingOptions) -> None:
+    """Give the sharded `model` memory for its shards and what it is to hold. tensors: of rank 0, given away."""
+    assert world.mesh is not None
+    kind = world.mesh.device_type
+    device = torch.device(kind, world.local_rank) if kind == "cuda" else torch.device(kind)
+    tied = _places(model)
+
+    def allocated(tensor: Tensor) -> Tensor:
+        where = torch.device("cpu") if options.offload and isinstance(tensor, DTensor) else device
+        return torch.empty_like(tensor, device=where) if tensor.is_meta else tensor.to(where)
+
+    model._apply(allocated)
+    for (first, name), *others in tied:
+        for module, other in others:
+            setattr(module, other, getattr(first, name))
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        tensor.copy_(like(world.broadcast(tensors.pop(name, None), tensor, device), tensor))
 
 
 def transformer_layers(module: nn.Module) -> list[nn.Module]:

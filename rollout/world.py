@@ -59,6 +59,16 @@ class World:
         """What rank 0 makes of `value()`; the others do not call it."""
         return self.gather(value() if self.is_main else None)[0]  # type: ignore[return-value]
 
+    def broadcast(self, tensor: Tensor | None, like: Tensor, device: torch.device) -> Tensor:
+        """`tensor` of rank 0, on `device` of every rank. like: its shape and dtype; it may be without memory."""
+        given = (
+            torch.empty(like.shape, dtype=like.dtype, device=device)
+            if tensor is None
+            else tensor.to(device).contiguous()
+        )
+        dist.broadcast(given, 0)
+        return given
+
     def union(self, mine: Mapping[K, T]) -> dict[K, T]:
         """The entries of all ranks; no key is of two."""
         out: dict[K, T] = {}

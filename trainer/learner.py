@@ -127,11 +127,10 @@ class Learner:
         the reference is then the model without its adapter."""
         if not needs_reference(self.config.objective.kl) or self.config.model.lora is not None:
             return
-        reference: Any = load_policy(self.config.model, self.config.seed, self.device).model.eval()
-        weights = full_state(self.model)
-        reference.load_state_dict(weights)
+        reference: Any = load_policy(self.config.model, self.config.seed, self.device, self.world).model.eval()
         reference = reference.to(self.compute_dtype).requires_grad_(False)
         self.reference = self._packed_model(reference, None)
+        self.move_reference(self.weights())
 
     def move_reference(self, weights: Mapping[str, Tensor]) -> None:
         """Let the KL term pull towards these weights (plain Hugging Face names). It must have a model of its own."""

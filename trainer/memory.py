@@ -224,7 +224,7 @@ class _Estimate:
         if self.device == "cpu":
             resident["stale_weights"] = stale
         else:
-            # every rank loads the whole model on its host before it is spread
+            # rank 0 loads the whole model on its host before it is spread
             host = {"loading": self.facts.parameters * self.master, "stale_weights": stale}
             if self.offload:
                 host |= {name: resident.pop(name) for name in list(resident)}

@@ -140,7 +140,7 @@ class Session:
         self.display = Display(config.train.steps, live=None, silent=not self.world.is_main)
         records = RunFolder if self.world.is_main else NoRecords
         self.folder = records(self.prepared.run_path, tensorboard=config.record.tensorboard)
-        policy = load_policy(config.model, config.seed, self.device)
+        policy = load_policy(config.model, config.seed, self.device, self.world)
         setup = model_setup(config, self.device, self.world)
         self.learner = Learner(config, policy, self.device, setup.packer)
         self.critic = make_critic(config, setup, self.learner)

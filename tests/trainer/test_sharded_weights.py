@@ -1,20 +1,25 @@
-"""Weights that lie on two ranks: what leaves them, and that nobody waits for a rank whose engine fails."""
+"""Weights that lie on two ranks: how they come there, what leaves them, and that nobody waits for a rank whose engine
+fails."""
 
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from prm.cotrained import CoTrained
 from rollout.engine import SamplingParams, SharedEngine
 from rollout.models import load_policy
+from rollout.options import OptimConfig
 from rollout.packing import Packer
 from rollout.sharding import WholeWeights, on_host
 from rollout.torch_engine import TorchEngine
 from rollout.world import World, join_world
-from tests.helpers import CPU, EOS, make_config, prompts, sharpen, tokenizer
+from tests.helpers import CPU, EOS, make_config, prompts, random_trajectories, sharpen, tiny_model, tokenizer
 from trainer.learner import Learner
+from trainer.session import model_setup
 
 RANKS = 2
 LORA = {"model.lora": {"rank": 4, "alpha": 8.0}}
@@ -77,18 +82,64 @@ def found(overrides, world):
     }
 
 
+def loaded(overrides, world):
+    """A policy, its reference and a scorer with a random head, as a session makes them."""
+    config = make_config(overrides)
+    policy = load_policy(config.model, config.seed, CPU, world)
+    devices = {p.device.type for p in policy.model.parameters()}
+    setup = model_setup(config, CPU, world)
+    learner = Learner(config, policy, CPU, setup.packer)
+    learner.freeze_reference()
+    scorer = CoTrained(setup, "scalar", OptimConfig(lr=1e-3))
+    asked = random_trajectories()
+    reference = learner.reference_logprobs(asked) if learner.reference is not None else []
+    return {
+        "devices": devices,
+        "weights": on_host(learner.weights()),
+        "scorer": on_host(scorer.weights()),
+        "logps": torch.cat([*learner.logprobs(asked), *reference, *scorer.outputs(asked)]),
+        "trained": len(learner.trainable()),
+        "random": torch.get_rng_state(),
+        "eos_ids": policy.eos_ids,
+    }
+
+
+def origins(folder):
+    """Recipes by where their models come from. folder: with one to read, in bfloat16 and with tied embeddings."""
+    read = {"model.scratch": None, "model.path": str(folder)}
+    return {
+        "scratch": {"objective.kl.coef": 0.1},
+        "scratch, tied": CASES["tied"],
+        "scratch, lora": LORA,
+        "folder": read | {"objective.kl.coef": 0.1},
+        "folder, lora": read | LORA,
+    }
+
+
+ORIGINS = list(origins(""))
+
+
 def work(rank, port, folder):
     torch.set_num_threads(1)
     os.environ |= {"WORLD_SIZE": str(RANKS), "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(port)}  # fmt: skip
     world = join_world("cpu", replicas=1, timeout_s=240)
-    torch.save({name: found(overrides, world) for name, overrides in CASES.items()}, Path(folder) / f"{rank}.pt")
+    out = {name: found(overrides, world) for name, overrides in CASES.items()}
+    out |= {name: loaded(overrides, world) for name, overrides in origins(Path(folder) / "model").items()}
+    torch.save(out, Path(folder) / f"{rank}.pt")
     world.leave()
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
+    model: Any = tiny_model("qwen2", tied=True)
+    model.to(torch.bfloat16).save_pretrained(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -97,8 +148,26 @@ def ranks(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone():
-    return {name: found(overrides, World()) for name, overrides in CASES.items()}
+def alone(folder):
+    out = {name: found(overrides, World()) for name, overrides in CASES.items()}
+    return out | {name: loaded(overrides, World()) for name, overrides in origins(folder / "model").items()}
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_a_model_is_whole_on_rank_0_only_and_the_one_of_a_single_process_when_it_is_shared(ranks, alone, origin):
+    expected = alone[origin]
+    assert [rank[origin]["devices"] for rank in ranks] == [{"cpu"}, {"meta"}]
+    for rank in ranks:
+        for what in ("weights", "scorer"):
+            assert list(rank[origin][what]) == list(expected[what])
+            for name, tensor in rank[origin][what].items():
+                assert tensor.dtype == expected[what][name].dtype
+                assert torch.equal(tensor, expected[what][name]), name
+        # buffers too: rotary frequencies make the log-probs
+        torch.testing.assert_close(rank[origin]["logps"], expected["logps"], atol=1e-6, rtol=1e-6)
+        assert torch.equal(rank[origin]["random"], expected["random"])
+        assert rank[origin]["trained"] == expected["trained"]
+        assert rank[origin]["eos_ids"] == expected["eos_ids"]
 
 
 @pytest.mark.parametrize("case", CASES)
