@@ -183,9 +183,6 @@ def check_ranks(config: Config, ranks: int) -> None:
     if ranks > 1 and ranks % replicas:
         raise ConfigError(f"{replicas} copies of the model cannot share {ranks} ranks.",
                           where="hardware.distributed.replicas", fix=f"choose a divisor of {ranks}")  # fmt: skip
-    if ranks > 1 and config.train.overlap:
-        raise ConfigError("Rollouts of the next step are made ahead in a run of one process only.",
-                          where="train.overlap", fix="train.overlap=false under torchrun")  # fmt: skip
 
 
 class _Estimate:

@@ -184,6 +184,9 @@ class Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        orderly = kind is None or issubclass(kind, StopRequested)
+        if self.ahead is not None and orderly:
+            self.ahead.let_end()
         self.engine.close()
         if self.ahead is not None:
             self.ahead.close()
@@ -192,7 +195,7 @@ class Session:
             source.close()
         self.display.close()
         self.folder.close()
-        if kind is None or issubclass(kind, StopRequested):
+        if orderly:
             self.world.leave()
 
     def make_engine(self, policy: Policy) -> Engine:
@@ -215,15 +218,19 @@ class Session:
 
     def check_overlap(self) -> None:
         """Raise `ConfigError` for what cannot go on while the next rollouts are made."""
-        if self.world.size > 1:
-            raise ConfigError("Rollouts of the next step are made ahead in a run of one process only.",
-                              where="train.overlap", fix="train.overlap=false under torchrun")  # fmt: skip
         for name, source in zip(self.source_names, self.sources, strict=True):
             if not source.bears_overlap:
                 raise ConfigError(
                     f"The source '{name}' cannot work while the next step's rollouts are made.",
                     where="train.overlap",
                     why="it samples from the policy itself, or judges with a model that is learning at that moment",
+                    fix="train.overlap=false",
+                )
+            if self.world.size > 1 and source.phase == "judge" and source.models():
+                raise ConfigError(
+                    f"The source '{name}' cannot judge the next step's rollouts under torchrun.",
+                    where="train.overlap",
+                    why="its model lies on all ranks and would be gathered at the same time as the one that learns",
                     fix="train.overlap=false",
                 )
 

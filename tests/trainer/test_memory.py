@@ -251,16 +251,9 @@ def test_more_ranks_never_need_more_and_more_tokens_never_less(ranks: int, token
     assert peak(tokens + 100, ranks) >= peak(tokens, ranks) - 1e-6
 
 
-@pytest.mark.parametrize(
-    ("overrides", "ranks", "key"),
-    [
-        ({"hardware.distributed.replicas": 3}, 4, "replicas"),
-        ({"train.overlap": True, "objective.mismatch": {"kind": "truncated"}}, 2, "train.overlap"),
-    ],
-)
-def test_ranks_that_the_run_would_refuse_are_an_error(overrides: dict[str, Any], ranks: int, key: str) -> None:
-    with pytest.raises(ConfigError, match=key):
-        memory(overrides, ranks)
+def test_ranks_that_the_run_would_refuse_are_an_error() -> None:
+    with pytest.raises(ConfigError, match="replicas"):
+        memory({"hardware.distributed.replicas": 3}, 4)
 
 
 @pytest.mark.parametrize(("device", "gpus", "text"), [("cpu", 8, "hardware=gpu"), ("cuda", 0, "at least 1"),
