@@ -85,12 +85,16 @@ def hand_over(engine: Engine, weights: Mapping[str, Tensor], version: int) -> No
     if not isinstance(weights, WholeWeights):
         engine.load_weights(weights, version)
         return
-    dtype: torch.dtype | None = getattr(engine, "weights_dtype", None)
-    weights = weights if dtype is None else weights.rounded_to(dtype)
+    weights = _as_wanted(engine, weights)
     try:
         engine.load_weights(weights, version)
     finally:
         weights.finish()
+
+
+def _as_wanted(engine: Engine, weights: WholeWeights) -> WholeWeights:
+    dtype: torch.dtype | None = getattr(engine, "weights_dtype", None)
+    return weights if dtype is None else weights.rounded_to(dtype)
 
 
 class SharedEngine:
@@ -120,7 +124,16 @@ class SharedEngine:
         return [trajectory for place in range(len(prompts)) for trajectory in found[place]]
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
-        hand_over(self.own, weights, version)
+        """Every rank's engine takes them. Where it says `serves_all_ranks` (a server), rank 0's takes them for all, and
+        the others are told so (`took`)."""
+        is_one = getattr(self.own, "serves_all_ranks", False) and self.world.size > 1
+        if not is_one or self.world.is_main:
+            hand_over(self.own, weights, version)
+        elif isinstance(weights, WholeWeights):
+            _as_wanted(self.own, weights).finish()
+        if is_one:
+            self.world.barrier()
+            self.own.took(version)  # type: ignore[attr-defined]
 
     def sleep(self) -> None:
         self.own.sleep()

@@ -128,6 +128,14 @@ class VllmEngine:
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
         self.backend.load(weights, version)
+        self.took(version)
+
+    @property
+    def serves_all_ranks(self) -> bool:
+        return self.options.server_url is not None
+
+    def took(self, version: int) -> None:
+        """What samples has the weights of `version`."""
         self.version, self._ready = version, True
 
     def sleep(self) -> None:

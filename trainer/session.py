@@ -218,6 +218,10 @@ class Session:
 
     def check_overlap(self) -> None:
         """Raise `ConfigError` for what cannot go on while the next rollouts are made."""
+        if self.world.size > 1 and getattr(engine_options(self.config), "server_url", None) is not None:
+            raise ConfigError("Several ranks do not make rollouts ahead on a server.", where="train.overlap",
+                              why="the engine process of each would give it the weights",
+                              fix="train.overlap=false, or vLLM in process")  # fmt: skip
         for name, source in zip(self.source_names, self.sources, strict=True):
             if not source.bears_overlap:
                 raise ConfigError(

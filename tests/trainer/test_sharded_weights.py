@@ -45,6 +45,17 @@ class Rounding(TorchEngine):
         self.given = dict(weights.items())
 
 
+class Server(Rounding):
+    """As a server that all ranks ask; says who gave it weights."""
+
+    weights_dtype = None
+    serves_all_ranks = True
+    given = None
+
+    def took(self, version):
+        self.took_version = version
+
+
 def learner_of(overrides, world):
     config = make_config(overrides)
     policy = load_policy(config.model, config.seed, CPU)
@@ -72,7 +83,10 @@ def found(overrides, world):
         error = str(caught)
     rounding = engine_of(Rounding, learner)
     SharedEngine(rounding, world).load_weights(learner.weights(), 3)
+    server = engine_of(Server, learner)
+    SharedEngine(server, world).load_weights(learner.weights(), 4)
     return {
+        "server": (server.given and list(server.given), getattr(server, "took_version", None)),
         "weights": weights,
         "sampled": [(t.response_ids, t.logp_sampled) for t in sampled],
         "is_streamed": is_streamed,
@@ -191,6 +205,12 @@ def test_the_engines_of_two_ranks_sample_what_one_does(ranks, alone, case):
 def test_a_rank_whose_engine_fails_still_gathers_for_the_others(ranks):
     assert [rank["full"]["error"] for rank in ranks] == ["no room", ""]
     assert [rank["full"]["after_error"] for rank in ranks] == [[0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_server_for_all_ranks_is_given_the_weights_once(ranks, alone, case):
+    names = list(alone[case]["weights"])
+    assert [rank[case]["server"] for rank in ranks] == [(names, 4), (None, 4)]
 
 
 @pytest.mark.parametrize("case", ["full", "tied"])
