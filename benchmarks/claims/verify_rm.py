@@ -234,8 +234,9 @@ def overrides(options: argparse.Namespace, folder: Path, seed: int) -> list[str]
         "~model.scratch", f"model.path={BACKBONE}", "model.tokenizer=null", "model.compute_dtype=bfloat16",
         "data.max_tokens=96", "data.on_too_long=skip", "reward_model.answer_chars=80",
         "optim.lr=1e-4", "train.examples_per_step=32", "train.max_tokens_per_microbatch=768",
-        f"train.steps={options.steps}", "eval.every_steps=150", "checkpoint.every_steps=50", f"seed={seed}", f"name=seed-{seed}",
-        f"run.dir={folder}", f"hardware.threads={options.threads}", *options.overrides,
+        f"train.steps={options.steps}", "eval.every_steps=150", "checkpoint.every_steps=50",
+        f"seed={seed}", f"name=seed-{seed}", f"run.dir={folder}",
+        f"hardware.threads={options.threads}", *options.overrides,
     ]  # fmt: skip
 
 
