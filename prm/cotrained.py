@@ -178,11 +178,12 @@ class CoTrained:
         trunk = {f"model.{name}": tensor for name, tensor in full_state(self.trunk).items()}
         return trunk | {f"score.{name}": tensor for name, tensor in full_state(self.head).items()}
 
-    def export_hf(self, folder: Path) -> None:
+    def export_hf(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """config.json and safetensors, for `AutoModelForCausalLM`, or for `AutoModelForTokenClassification` or
-        `AutoModelForSequenceClassification` with one label a number of the head. All ranks must ask, each writes."""
+        `AutoModelForSequenceClassification` with one label a number of the head. weights: the model's, where they were
+        asked for before; else all ranks must ask, each writes."""
         self.export_config(folder)
-        save_weights(self.exported(self.weights()), folder)
+        save_weights(self.exported(self.weights() if weights is None else weights), folder)
 
     def export_config(self, folder: Path) -> None:
         config = copy.deepcopy(self.hf_config)

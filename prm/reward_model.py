@@ -174,10 +174,9 @@ def loss_of_scores(
 
     The scores are taken once without gradient, the loss is differentiated by them, and the micro-batches minimise
     sum of (d loss / d score) * score, which has the same gradient by the weights. One more forward pass buys that the
-    packing need not know of pairs; where one micro-batch holds all, it is not needed.
+    packing need not know of pairs; where one micro-batch of a single process holds all, it is not needed.
     """
-    packed = model.pack(sequences)
-    if len(packed) == 1 and len(packed[0].sequence_index) == len(sequences):
+    if model.world.size == 1 and len(model.pack(sequences)) == 1:
         return _direct_loss(loss)
     score_N = torch.stack([score[-1] for score in model.outputs(sequences)]).requires_grad_()
     value, facts = loss(score_N)
