@@ -364,7 +364,7 @@ def prepare_fit(config: FitConfig) -> Fit:
     lines: list[str] = []
 
     def side(source: DataPart, key: str) -> Examples:
-        found = expect(_load_part(source, key), kind.takes, key=key)
+        found = expect(_load_part(source, key), reward_model.takes, key=key)
         encoded, too_long = _encode(found, reward_model, config.data.on_too_long)
         lines.append(f"{key}: {len(encoded.examples)} examples" + f"; left out {too_long} too long" * bool(too_long))
         if not encoded.examples:

@@ -108,7 +108,8 @@ def test_a_checkpoint_without_the_teacher_is_refused(tmp_path: Path, capsys: pyt
 
 @pytest.mark.slow
 def test_crossed_labels_stay_right_where_single_view_voting_loses_them(tmp_path: Path) -> None:
-    """At equal rollouts and a high learning rate, as the claim in docs/methods/co_reward.md, on its seed where the labels fell most."""
+    """At equal rollouts and a high learning rate: the claim in docs/methods/co_reward.md, on its seed where the labels
+    fell most."""
 
     def labels_and_accuracy(name: str, *changes: str) -> tuple[float, float]:
         shared = ["seed=703", "optim.lr=3.0e-4", "train.steps=40", "eval.every_steps=40", "hardware.threads=1",
