@@ -21,6 +21,7 @@ from prm.signal import Signal
 from trainer.collect import Rollouts, informative_groups, wanted_groups
 from trainer.compose import load_resolved
 from trainer.config import Config
+from trainer.loop import policy_waits_steps
 from trainer.session import Session
 from trainer.weigh import credit, weigh
 
@@ -40,6 +41,8 @@ SMALL = [
     "rollout.max_response_tokens=24", "data.train.count=400", "data.eval=[]", "eval.every_steps=null",
     "optim.warmup_steps=0", "record.tensorboard=false",
 ]  # fmt: skip
+TWO_RANKS = ["verl.processes_per_node=2", "verl.ray_cpus=12"]
+PPO = ["objective=ppo", "critic.optim.lr=1e-3", "critic.warmup_steps=1", "objective.advantage.lam=0.9"]
 PRIME = ["rollout.keep.oversample=1", "rollout.keep.put_back_surplus=false", "rollout.keep.pass_rate=null"]
 
 
@@ -77,14 +80,14 @@ class Difference(dict[str, float]):
 
 
 def compare(path: Path, folder: Path, steps: int) -> Difference:
-    """Every step of the run again, in assay's session: verdicts, rewards of tokens, advantages, loss and gradient, and
-    by the next step's log-probs the weights that came of them."""
+    """Every step of the run again, in assay's session: verdicts, rewards of tokens, values, advantages, losses and
+    gradients, and by the next step's log-probs and values the weights that came of them."""
     difference, metrics = Difference(), metrics_of(path)
     with Session(as_assay_would(path, folder)) as session:
         config, learner = session.config, session.learner
         learner.freeze_reference()
-        for source in session.sources:
-            source.start_from(learner.weights())
+        for part in (*session.sources, *([session.critic] if session.critic is not None else [])):
+            part.start_from(learner.weights())
         examples = {e.id: e for e in session.prepared.train}
         for step in range(1, steps + 1):
             seen = torch.load(path / "verl" / "tensors" / f"step_{step}.pt", weights_only=False)
@@ -111,10 +114,18 @@ def compare(path: Path, folder: Path, steps: int) -> Difference:
             batch, _ = weigh(session, kept, signals)
             advantages: list[Tensor] = [seen["advantages"][i] for i in index]
             difference.see(f"advantages, step {step}", batch.advantages, advantages)
-            if index:
-                found = learner.update(batch)
-                for ours, theirs in (("loss", "loss"), ("grad_norm", "grad_norm")):
-                    difference.see(f"{ours}, step {step}", [found[ours]], [metrics[step][f"actor/{theirs}"]])
+            if session.critic is not None:
+                for name, ours in (("values", batch.values), ("returns", batch.returns)):
+                    difference.see(f"{name}, step {step}", ours, [seen[name][i] for i in index])
+            learns = index and step > policy_waits_steps(session)
+            updated = {"actor": learner.update(batch)} if learns else {}
+            if index and session.critic is not None:
+                updated["critic"] = session.critic.update(batch)
+            assert {f"{name}/grad_norm" for name in updated} == {n for n in metrics[step] if n.endswith("/grad_norm")}
+            for name, found in updated.items():
+                for what in ("loss", "grad_norm"):
+                    theirs = metrics[step][f"{name}/{what}"]
+                    difference.see(f"{what} of {name}, step {step}", [found[what]], [theirs])
     return difference
 
 
@@ -128,6 +139,20 @@ def assert_close(difference: Difference) -> None:
 
 def test_grpo_in_verl_is_grpo_in_assay(tmp_path: Path) -> None:
     path = run(tmp_path / "runs", "quickstart", "grpo", "train.steps=3")
+    assert sorted(metrics_of(path)) == [1, 2, 3]
+    assert_close(compare(path, tmp_path / "again", 3))
+
+
+@pytest.mark.parametrize(("recipe", "overrides"), [("quickstart", []), ("prime_chain", PRIME)])
+def test_two_processes_in_verl_are_one_in_assay(recipe: str, overrides: list[str], tmp_path: Path) -> None:
+    path = run(tmp_path / "runs", recipe, "two", *overrides, *TWO_RANKS, "train.steps=2")
+    assert_close(compare(path, tmp_path / "again", 2))
+
+
+def test_ppo_in_verl_is_ppo_in_assay_and_its_critic_is_resumed(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    path = run(runs, "quickstart", "ppo", *PPO, "train.steps=2", "checkpoint.every_steps=2")
+    run(runs, "quickstart", "ppo", *PPO, "train.steps=3", "checkpoint.every_steps=2")
     assert sorted(metrics_of(path)) == [1, 2, 3]
     assert_close(compare(path, tmp_path / "again", 3))
 

@@ -52,13 +52,15 @@ class Row:
 class Weighed:
     """What the loss needs, in the order of the rows; zeros for what is not trained on. advantages, weights (in the sum
     that is the loss), corrections (of the mismatch between engine and learner), before (log-probs that the loss's ratio
-    is taken against), returns (empty without a critic): one tensor [T_i] each. kept: the rows that are trained on."""
+    is taken against), returns and value_weights (of the critic; empty without one): one tensor [T_i] each. kept: the
+    rows that are trained on."""
 
     advantages: list[Tensor]
     weights: list[Tensor]
     corrections: list[Tensor]
     before: list[Tensor]
     returns: list[Tensor]
+    value_weights: list[Tensor]
     kept: list[int]
 
 
@@ -238,9 +240,9 @@ def in_the_order_of_rows(
     sampled = [torch.tensor(row.trajectory.logp_sampled) for row in rows]
     form = "bypass" if objective.mismatch.kind == "bypass" else "decoupled"
     before = [proximal_logp(row.old, s, form) for row, s in zip(rows, sampled, strict=True)]
-    out = Weighed(list(zeros), list(zeros), [torch.ones_like(z) for z in zeros], before, [], list(index))
+    out = Weighed(list(zeros), list(zeros), [torch.ones_like(z) for z in zeros], before, [], [], list(index))
     if batch.returns:
-        out.returns = list(zeros)
+        out.returns, out.value_weights = list(zeros), list(zeros)
     for part in sorted(set(minibatch)):
         own = [k for k, i in enumerate(index) if minibatch[i] == part]
         if not own:
@@ -256,8 +258,12 @@ def in_the_order_of_rows(
             out.advantages[i] = batch.advantages[k].float()
             out.weights[i] = (weight * kept_T).float()
             out.corrections[i] = corrected.float()
-            if batch.returns:
+        if batch.returns:
+            length_N = torch.tensor([len(rows[i].old) for i in rows_of])
+            of_values_N = sequence_weights(length_N, included_N, "token", None)
+            for k, i, weight in zip(own, rows_of, of_values_N, strict=True):
                 out.returns[i] = batch.returns[k].float()
+                out.value_weights[i] = weight.expand(len(rows[i].old)).float()
     return out
 
 

@@ -21,9 +21,19 @@ from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 
 from prm.signal import Kept, Signal, SourceContext
 from trainer.config import Config
+from trainer.critic import value_metrics
+from trainer.losses.value import ValueLossOptions
 from trainer.verl.queue import of_batch, read_rows, write_tokens
 from trainer.verl.step import Row, Step, Weighed, in_the_order_of_rows, minibatches
-from trainer.verl.worker_losses import BEFORE, CORRECTION, WEIGHT, PolicyLossOfRecipe, means
+from trainer.verl.worker_losses import (
+    BEFORE,
+    CORRECTION,
+    VALUE_WEIGHT,
+    WEIGHT,
+    PolicyLossOfRecipe,
+    ValueLossOfRecipe,
+    means,
+)
 from verifiers.options import parse_options
 
 log = logging.getLogger(__name__)
@@ -49,6 +59,8 @@ class AssayTrainer(PPOTrainerSync):
     def _setup(self) -> None:
         super()._setup()
         self.actor_rollout_wg.set_loss_fn(PolicyLossOfRecipe(self.recipe.objective))
+        if self.recipe.critic is not None:
+            self.critic_wg.set_loss_fn(ValueLossOfRecipe(ValueLossOptions(clip=self.recipe.critic.clip)))
         for i, part in enumerate(self.recipe.sources):
             if part.kind == "implicit":
                 self.rewarding.sources[i] = self.credits[part.kind] = self._implicit(part.options, f"sources.{i}")
@@ -94,6 +106,8 @@ class AssayTrainer(PPOTrainerSync):
         of_row = minibatches(len(batch.keys), ranks, actor.actor.ppo_mini_batch_size * actor.rollout.n)
         weighed = in_the_order_of_rows(rows, index, training, [of_row[i] for i in at], self.recipe.objective)
         self.nothing_to_learn = not any(bool((w > 0).any()) for w in weighed.weights)
+        if training.returns:
+            metrics.update({f"critic/{name}": value for name, value in value_metrics(training).items()})
         if self.recipe.verl.record_tensors:
             self._record(rows, weighed, signals)
         fields = {
@@ -103,6 +117,8 @@ class AssayTrainer(PPOTrainerSync):
             WEIGHT: weighed.weights,
             CORRECTION: weighed.corrections,
         }
+        if weighed.returns:
+            fields[VALUE_WEIGHT] = weighed.value_weights
         return write_tokens(batch, {name: of_batch(at, values, lengths) for name, values in fields.items()})
 
     def _credit(
@@ -123,6 +139,9 @@ class AssayTrainer(PPOTrainerSync):
             signals.append(signal)
         return batch, signals
 
+    def _update_critic(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        return batch if self.nothing_to_learn else super()._update_critic(batch, metrics)
+
     def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
         if self.nothing_to_learn:
             log.warning("step %d: no group has anything to teach; the policy stays as it is", self.global_steps)
@@ -142,6 +161,8 @@ class AssayTrainer(PPOTrainerSync):
             "verdicts": [row.verdict for row in rows],
             "old": [row.old for row in rows],
             "reference": [row.reference for row in rows],
+            "values": [row.values for row in rows],
+            "returns": weighed.returns,
             "advantages": weighed.advantages,
             "weights": weighed.weights,
             "kept": weighed.kept,
