@@ -41,7 +41,7 @@ SMALL = [
     "rollout.max_response_tokens=24", "data.train.count=400", "data.eval=[]", "eval.every_steps=null",
     "optim.warmup_steps=0", "record.tensorboard=false",
 ]  # fmt: skip
-TWO_RANKS = ["verl.processes_per_node=2", "verl.ray_cpus=12"]
+TWO_RANKS = ["verl.processes_per_node=2", "verl.ray_cpus=10"]
 PPO = ["objective=ppo", "critic.optim.lr=1e-3", "critic.warmup_steps=1", "objective.advantage.lam=0.9"]
 PRIME = ["rollout.keep.oversample=1", "rollout.keep.put_back_surplus=false", "rollout.keep.pass_rate=null"]
 

@@ -18,9 +18,11 @@ from data.example import Example, Message
 from prm.implicit import cross_entropy
 from prm.signal import Signal
 from rollout.trajectory import Finish, Trajectory
-from tests.helpers import EOS, make_config, make_learner, random_trajectories
+from tests.helpers import EOS, make_config, make_learner, model_setup, random_trajectories, sharpen
 from trainer.config import Config
+from trainer.critic import Critic
 from trainer.learner import Learner
+from trainer.losses.value import ValueLossOptions
 from trainer.objective import needs_reference
 from trainer.verl.dataset import RecipeDataset, write_examples
 from trainer.verl.step import (
@@ -41,9 +43,11 @@ from trainer.verl.worker_losses import (
     LABEL,
     REFERENCE,
     SHARE,
+    VALUE_WEIGHT,
     WEIGHT,
     ImplicitLoss,
     PolicyLossOfRecipe,
+    ValueLossOfRecipe,
     means,
 )
 from verifiers.errors import RunError
@@ -155,6 +159,41 @@ def test_the_loss_in_verls_workers_is_the_learners(name: str, ranks: int) -> Non
     for name_of in ("clip_fraction", "approx_kl", "kl_reference"):
         if name_of in ours:
             assert metrics[f"actor/{name_of}"] == pytest.approx(ours[name_of], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_value_loss_in_verls_workers_is_the_critics(ranks: int) -> None:
+    learner = make_learner({
+        "critic": {"optim": {"lr": 0.0, "grad_clip": 1e9}, "clip": 0.1}, "objective.overlong": {"kind": "mask"},
+        "objective.advantage": {"kind": "gae", "lam": 0.9}, "objective.zero_variance.drop": False,
+    })  # fmt: skip
+    config = learner.config
+    critic = Critic(config, model_setup(config))
+    sharpen(critic.head)
+    trajectories = random_trajectories(3, 2)
+    trajectories[1].finish = Finish.LENGTH
+    rows = rows_of(trajectories, [RIGHT, WRONG, WRONG, RIGHT, RIGHT, RIGHT], learner)
+    now = critic.values(trajectories)
+    for row, value in zip(rows, now, strict=True):
+        row.values = value + 0.3  # before an earlier pass: some of the new values are clipped
+    weighed, batch = through_the_step(config, rows)
+    assert not weighed.value_weights[1].any()
+
+    loss = pickle.loads(pickle.dumps(ValueLossOfRecipe(ValueLossOptions(clip=0.1))))
+    total, clipped = 0.0, 0.0
+    for start in range(0, len(rows), 2):
+        own = slice(start, start + 2)
+        data = Padded({
+            "values": [row.values for row in rows[own]], "returns": weighed.returns[own], "dp_size": ranks,
+            VALUE_WEIGHT: weighed.value_weights[own], "response_mask": [torch.ones(len(r.old)) for r in rows[own]],
+        })  # fmt: skip
+        part, found = loss(model_output={"values": now[own]}, data=data)
+        total += float(part) / ranks
+        clipped += found["value_clip_fraction"].value / ranks
+    ours = critic.update(batch)
+    assert total == pytest.approx(ours["loss"], rel=1e-5)
+    assert clipped == pytest.approx(ours["value_clip_fraction"], rel=1e-5)
+    assert 0 < clipped < 1
 
 
 def test_a_response_that_could_not_be_judged_leaves_its_group_and_the_loss() -> None:
