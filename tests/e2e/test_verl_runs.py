@@ -17,12 +17,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from prm.cotrained import CoTrained
+from prm.reward_model import FitContext, build, write_card
 from prm.signal import Signal
-from trainer.collect import Rollouts, informative_groups, wanted_groups
-from trainer.compose import load_resolved
+from prm.verify_rm import VerifyRM
+from rollout.models import load_tokenizer
+from rollout.options import WriterConfig
+from trainer.collect import Rollouts, informative_groups, total_outcome, wanted_groups
+from trainer.compose import load_recipe, load_resolved
 from trainer.config import Config
 from trainer.loop import policy_waits_steps
-from trainer.session import Session
+from trainer.session import Session, model_setup
 from trainer.weigh import credit, weigh
 
 pytestmark = [
@@ -99,8 +104,8 @@ def compare(path: Path, folder: Path, steps: int) -> Difference:
                 s.score(trajectories, asked) if s.phase == "judge" else Signal.silent(len(trajectories))
                 for s in session.sources
             ]
-            reward_N = judged[0].outcome_N
-            difference.see("rewards", [reward_N], [[v.score for v in seen["verdicts"]]])
+            difference.see("rewards", [judged[0].outcome_N], [[v.score for v in seen["verdicts"]]])
+            reward_N = total_outcome(judged, [part.weight for part in config.sources])
             groups, _ = informative_groups(trajectories, reward_N, config.objective.zero_variance.drop)
             groups, _ = wanted_groups(trajectories, judged[0].labels["verdict"], groups, config.rollout.keep)
             index = [i for group in groups for i in group]
@@ -108,7 +113,8 @@ def compare(path: Path, folder: Path, steps: int) -> Difference:
             rollouts = Rollouts(trajectories, asked, judged, reward_N, index, 0, len(groups), 0)
             kept = rollouts.what_is_kept(step - 1)
             signals = credit(session, rollouts, kept)
-            for signal, theirs in zip(signals, seen["token_reward"], strict=True):
+            for signal, outcome_N, theirs in zip(signals, seen["outcome"], seen["token_reward"], strict=True):
+                difference.see("outcomes", [signal.outcome_N], [outcome_N])
                 if signal.token_reward is not None:
                     difference.see(f"token rewards, step {step}", signal.token_reward, theirs)
             batch, _ = weigh(session, kept, signals)
@@ -163,4 +169,29 @@ def test_prime_in_verl_is_prime_in_assay_and_its_prm_is_resumed(tmp_path: Path) 
     assert (path / "verl" / "checkpoints" / "global_step_2" / "implicit").is_dir()
     run(runs, "prime_chain", "prime", *PRIME, "train.steps=3", "checkpoint.every_steps=2")
     assert max(metrics_of(path)) == 3
+    assert_close(compare(path, tmp_path / "again", 3))
+
+
+def frozen_models(folder: Path) -> tuple[Path, Path]:
+    """Folders of a VerifyRM and of a scorer of steps, as random as they were made."""
+    config = load_recipe("quickstart", ["hardware=cpu"])
+    setup, tokenizer = model_setup(config, torch.device("cpu")), load_tokenizer(config.model)
+    verify, steps = folder / "verify", folder / "steps"
+    context = FitContext(tokenizer, config.template, 128, 0, WriterConfig())
+    reward_model = VerifyRM(VerifyRM.Options(), context)
+    for path, model in ((verify, build(reward_model, setup, None)), (steps, CoTrained(setup, "scalar", None))):
+        path.mkdir(parents=True)
+        model.export_hf(path)
+    tokenizer.save_pretrained(verify)
+    write_card(verify, "verify_rm", reward_model)
+    return verify, steps
+
+
+def test_frozen_models_judge_and_credit_in_verl_as_in_assay_and_are_resumed(tmp_path: Path) -> None:
+    verify, steps = frozen_models(tmp_path)
+    sources = (f"sources=[{{kind: rule}}, {{kind: verify_rm, path: {verify}, weight: 0.3}}, {{kind: step_prm, "
+               f"path: {steps}, weight: 0.5, refine: {{kind: clip, eta: running_mean}}}}]")  # fmt: skip
+    what = (tmp_path / "runs", "quickstart", "frozen", "objective=returns_to_go", sources, "checkpoint.every_steps=2")
+    path = run(*what, "train.steps=2")
+    run(*what, "train.steps=3")
     assert_close(compare(path, tmp_path / "again", 3))

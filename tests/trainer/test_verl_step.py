@@ -8,17 +8,26 @@ import pickle
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from data.example import Example, Message
+from prm.cotrained import CoTrained
 from prm.implicit import cross_entropy
-from prm.signal import Signal
+from prm.signal import SOURCES, Signal, Source
 from rollout.trajectory import Finish, Trajectory
-from tests.helpers import EOS, make_config, make_learner, model_setup, random_trajectories, sharpen
+from tests.helpers import (
+    EOS,
+    make_config,
+    make_learner,
+    model_setup,
+    random_trajectories,
+    sharpen,
+    source_context,
+)
 from trainer.config import Config
 from trainer.critic import Critic
 from trainer.learner import Learner
@@ -51,6 +60,7 @@ from trainer.verl.worker_losses import (
     means,
 )
 from verifiers.errors import RunError
+from verifiers.runner import Runner
 from verifiers.verdict import Status, Verdict
 
 pytestmark = pytest.mark.unit
@@ -68,7 +78,7 @@ def rows_of(trajectories: list[Trajectory], verdicts: list[Verdict], learner: Le
 
 def through_the_step(config: Config, rows: list[Row], minibatch: list[int] | None = None) -> tuple[Weighed, Any]:
     step = Step(config)
-    index, kept, _ = step.keep(rows, 0)
+    index, kept, _ = step.keep(rows, step.judge(rows), 0)
     scores = torch.tensor([v.score for v in kept.verdicts])
     batch, _ = step.advantages(rows, kept, index, [Signal(scores, labels={"verdict": kept.verdicts})])
     return in_the_order_of_rows(rows, index, batch, minibatch or [0] * len(rows), config.objective), batch
@@ -208,8 +218,28 @@ def test_a_response_that_could_not_be_judged_leaves_its_group_and_the_loss() -> 
 def test_too_many_faults_stop_the_run() -> None:
     learner = make_learner()
     rows = rows_of(random_trajectories(2, 2), [RIGHT, WRONG, FAULT, RIGHT], learner)
+    step = Step(learner.config)
+    said = step.judge(rows)
     with pytest.raises(RunError, match=r"(?s)25\.0%.*it crashed"):
-        Step(learner.config).keep(rows, 0)
+        step.keep(rows, said, 0)
+
+
+def test_what_a_judging_model_says_is_added_by_its_weight(tmp_path: Path) -> None:
+    learner = make_learner(
+        {"sources": [{"kind": "rule"}, {"kind": "orm", "path": "p", "role": "outcome", "weight": 0.5}]}
+    )
+    scorer = CoTrained(model_setup(learner.config), "scalar", None, read="after")
+    sharpen(scorer.head)
+    scorer.export_hf(tmp_path)
+    kind = SOURCES.get("orm")
+    orm = kind(kind.Options(path=str(tmp_path), role="outcome"), source_context(cast(Runner, None), learner.config))
+    orm.start_from({})
+    rows = rows_of(random_trajectories(2, 2), [RIGHT, WRONG, WRONG, WRONG], learner)
+    step = Step(learner.config, [cast(Source, SOURCES.get("rule")), orm])
+    index, kept, _ = step.keep(rows, step.judge(rows), 0)
+    score_N = orm.score([row.trajectory for row in rows], []).outcome_N
+    assert index == [0, 1, 2, 3]  # the second group is not flat any more
+    torch.testing.assert_close(kept.outcome_N, torch.tensor([1.0, 0, 0, 0]) + 0.5 * score_N)
 
 
 def test_weights_of_every_optimizer_step_are_over_its_own_tokens() -> None:

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.unit
 
 FILES = Files(Path("train.jsonl"), None, Path("/run/model"), Path("loops.yaml"), Path("/run/checkpoints"))
 IMPLICIT = {"kind": "implicit", "optim": {"lr": 1e-3}}
+TRAINED_HERE = {"kind": "verify_rm", "optim": {"lr": 1e-3}, "train": {"prompts": 4, "steps": 1,
+                                                                      "solutions_per_step": 2}}  # fmt: skip
 LORA = {"rank": 4, "alpha": 8.0}
 
 
@@ -50,6 +52,9 @@ REFUSED = {
                                                                            "horizon_trajectories": 100}}},
     "critic.trunk": {"critic": {"trunk": "shared"}, "objective.advantage.kind": "gae"},
     "sources.1.kind": {"sources": [{"kind": "rule"}, {"kind": "oracle_steps"}]},
+    "sources.1.train": {"sources": [{"kind": "rule"}, TRAINED_HERE]},
+    "sources.1.update_every": {"sources": [{"kind": "rule"}, {"kind": "orm", "path": "p", "update_every": 1,
+                                                              "optim": {"lr": 1e-3}}]},
     "sources.1.reference": {"sources": [{"kind": "rule"}, IMPLICIT | {"reference": "moving"}],
                             "rollout.top_p": 0.9, "objective.mismatch.kind": "truncated"},
     "sources": {"sources": [IMPLICIT]},

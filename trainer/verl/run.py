@@ -1,7 +1,8 @@
 """``assay train RECIPE engine=verl``: prepare what verl needs, start Ray and verl's trainer, say where it all is.
 
 The run's folder holds ``resolved.yaml`` (the recipe), and under ``verl/`` what was made for verl: ``verl.yaml`` (its
-whole configuration), ``model/``, ``critic/``, the examples, ``checkpoints/``, and ``metrics_from_<step>.jsonl`` of every start.
+whole configuration), ``model/``, ``critic/``, the examples, ``checkpoints/``, and ``metrics_from_<step>.jsonl`` of each
+start.
 """
 
 # pyright: reportMissingImports=false

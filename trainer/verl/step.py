@@ -21,7 +21,7 @@ from data.example import Example, Message
 from prm.signal import SOURCES, Kept, Signal, Source
 from rollout.trajectory import Finish, Trajectory
 from trainer.advantages.base import ADVANTAGES
-from trainer.collect import informative_groups, wanted_groups
+from trainer.collect import informative_groups, total_outcome, wanted_groups
 from trainer.config import Config, ObjectiveConfig
 from trainer.learner import TrainingBatch
 from trainer.objective import mismatch_correction, proximal_logp, sequence_weights
@@ -174,23 +174,38 @@ class Step:
         self.shapings = [
             (SHAPINGS.get(p.kind), parse_options(SHAPINGS.get(p.kind).options, p.options)) for p in objective.shaping
         ]
-        if not self.sources:  # a source that judges is asked nothing here: its verdicts are in the rows
+        if not self.sources:  # the rule is asked nothing here: its verdicts are in the rows
             self.sources = [cast(Source, SOURCES.get(part.kind)) for part in self.config.sources]
 
-    def keep(self, rows: Sequence[Row], step: int) -> tuple[list[int], Kept, dict[str, float]]:
+    def judge(self, rows: Sequence[Row]) -> list[Signal]:
+        """What each source says of the responses before it is decided which are kept."""
+        trajectories, examples = [row.trajectory for row in rows], [row.example for row in rows]
+        verdicts = [row.verdict for row in rows]
+        score_N = torch.tensor([math.nan if v.score is None else v.score for v in verdicts])
+        return [
+            Signal(score_N, labels={"verdict": verdicts})
+            if part.kind == "rule"
+            else source.score(trajectories, examples)
+            if source.phase == "judge"
+            else Signal.silent(len(rows))
+            for part, source in zip(self.config.sources, self.sources, strict=True)
+        ]
+
+    def keep(
+        self, rows: Sequence[Row], signals: Sequence[Signal], step: int
+    ) -> tuple[list[int], Kept, dict[str, float]]:
         """(rows that are trained on, what the sources are told of them, metrics). Raises `RunError` where more
         responses than the recipe allows could not be judged."""
         config = self.config
         trajectories, verdicts = [row.trajectory for row in rows], [row.verdict for row in rows]
-        part = next(part for part in config.sources if part.kind == "rule")
-        nan = float("nan")
-        reward_N = torch.tensor([nan if v.score is None else part.weight * v.score for v in verdicts])
-        faults = sum(v.is_fault for v in verdicts) / max(1, len(verdicts))
+        reward_N = total_outcome(list(signals), [part.weight for part in config.sources])
+        faults = float(reward_N.isnan().double().mean()) if rows else 0.0
         if faults > config.alarms.max_fault_share:
-            example = next(row for row in rows if row.verdict.is_fault)
+            shown = next((f", example '{row.example.id}': {row.verdict.evidence}" for row in rows
+                          if row.verdict.is_fault), ", a learned reward source")  # fmt: skip
             raise RunError(
                 f"{faults:.1%} of the step's responses could not be judged, above {config.alarms.max_fault_share:.1%}.",
-                where=f"alarms.max_fault_share, example '{example.example.id}': {example.verdict.evidence}",
+                where=f"alarms.max_fault_share{shown}",
                 why="a reward that is missing so often trains on what the verifier can bear",
                 fix="repair the verifier or the data; verifier.timeout_s and verifier.memory_mb bound it",
             )

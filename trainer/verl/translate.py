@@ -17,7 +17,8 @@ from trainer.objective import needs_reference
 from verifiers.errors import ConfigError
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
-PARTS = ("rule", "implicit")  # sources that have a form in verl
+FROZEN = ("verify_rm", "step_prm", "orm")  # of `frozen`, where they have a trained model
+PARTS = ("rule", "implicit", *FROZEN)  # sources that have a form in verl
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +109,18 @@ def _about_models(config: Config) -> list[Rule]:
     rules: list[Rule] = []
     kinds = [part.kind for part in config.sources]
     for i, kind in enumerate(kinds):
-        rules.append((f"sources.{i}.kind", kind not in PARTS, f"the source '{kind}' has no worker group in verl",
+        rules.append((f"sources.{i}.kind", kind not in PARTS, f"the source '{kind}' has no place in verl",
                       f"sources with one: {', '.join(PARTS)}"))  # fmt: skip
+        options = config.sources[i].options
+        if kind in FROZEN:
+            learns = next((name for name in ("train", "update_every") if options.get(name) is not None), "path")
+            rules.append((f"sources.{i}.{learns}", learns != "path" or options.get("path") is None,
+                          f"in verl the model of '{kind}' is frozen", f"sources.{i}.path: train it before, with a "
+                          "recipe of its own or a run of assay's own loop, and name its folder"))  # fmt: skip
         rules.append((f"sources.{i}.kind", kind in kinds[:i], "there is room for one source of a kind",
                       "name every kind once"))  # fmt: skip
         if kind == "implicit":
-            options = ImplicitOptions.model_validate(config.sources[i].options)
-            moving = options.reference == "moving" and config.rollout.top_p < 1
+            moving = ImplicitOptions.model_validate(options).reference == "moving" and config.rollout.top_p < 1
             rules.append((f"sources.{i}.reference", moving, "verl's engine gives no log-probs without top-p",
                           "rollout.top_p=1.0 or reference: frozen"))  # fmt: skip
     rules.append(("sources", "rule" not in kinds, "verl's rewards are the verifier's", "add the source rule"))

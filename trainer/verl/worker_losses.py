@@ -67,7 +67,8 @@ class ImplicitLoss:
     beta: float
 
     def __call__(self, model_output: Any, data: Any, dp_group: Any = None) -> tuple[Tensor, dict[str, Any]]:
-        logp_BR, padded, mask = _of_responses(model_output["log_probs"], data, [LABEL, REFERENCE, SHARE, "response_mask"])
+        fields = [LABEL, REFERENCE, SHARE, "response_mask"]
+        logp_BR, padded, mask = _of_responses(model_output["log_probs"], data, fields)
         taught = [i for i in range(len(mask)) if bool((padded[SHARE][i] > 0).any())]
         if not taught:
             return logp_BR.sum() * 0, {}
@@ -111,9 +112,7 @@ def _sums(sums: dict[str, Tensor], ranks: int) -> dict[str, Any]:
     """Metrics that verl adds up over micro-batches and ranks: it takes the mean over ranks."""
     from verl.utils.metric import AggregationType, Metric
 
-    return {
-        name: Metric(value=value.float() * ranks, aggregation=AggregationType.SUM) for name, value in sums.items()
-    }
+    return {name: Metric(value=value.float() * ranks, aggregation=AggregationType.SUM) for name, value in sums.items()}
 
 
 def means(metrics: dict[str, Any], prefix: str = "actor/") -> dict[str, Any]:
