@@ -18,6 +18,7 @@ from data.example import Example, Message
 from prm.cotrained import CoTrained
 from prm.implicit import cross_entropy
 from prm.signal import SOURCES, Signal, Source
+from prm.step_scorer import Orm
 from rollout.trajectory import Finish, Trajectory
 from tests.helpers import (
     EOS,
@@ -179,6 +180,7 @@ def test_the_value_loss_in_verls_workers_is_the_critics(ranks: int) -> None:
     })  # fmt: skip
     config = learner.config
     critic = Critic(config, model_setup(config))
+    assert critic.head is not None
     sharpen(critic.head)
     trajectories = random_trajectories(3, 2)
     trajectories[1].finish = Finish.LENGTH
@@ -229,10 +231,10 @@ def test_what_a_judging_model_says_is_added_by_its_weight(tmp_path: Path) -> Non
         {"sources": [{"kind": "rule"}, {"kind": "orm", "path": "p", "role": "outcome", "weight": 0.5}]}
     )
     scorer = CoTrained(model_setup(learner.config), "scalar", None, read="after")
+    assert scorer.head is not None
     sharpen(scorer.head)
     scorer.export_hf(tmp_path)
-    kind = SOURCES.get("orm")
-    orm = kind(kind.Options(path=str(tmp_path), role="outcome"), source_context(cast(Runner, None), learner.config))
+    orm = Orm(Orm.Options(path=str(tmp_path), role="outcome"), source_context(cast(Runner, None), learner.config))
     orm.start_from({})
     rows = rows_of(random_trajectories(2, 2), [RIGHT, WRONG, WRONG, WRONG], learner)
     step = Step(learner.config, [cast(Source, SOURCES.get("rule")), orm])
