@@ -114,7 +114,7 @@ def compare(path: Path, folder: Path, steps: int) -> Difference:
             kept = rollouts.what_is_kept(step - 1)
             signals = credit(session, rollouts, kept)
             for signal, outcome_N, theirs in zip(signals, seen["outcome"], seen["token_reward"], strict=True):
-                difference.see("outcomes", [signal.outcome_N], [outcome_N])
+                difference.see(f"outcomes, step {step}", [signal.outcome_N], [outcome_N])
                 if signal.token_reward is not None:
                     difference.see(f"token rewards, step {step}", signal.token_reward, theirs)
             batch, _ = weigh(session, kept, signals)
@@ -128,6 +128,11 @@ def compare(path: Path, folder: Path, steps: int) -> Difference:
             if index and session.critic is not None:
                 updated["critic"] = session.critic.update(batch)
             assert {f"{name}/grad_norm" for name in updated} == {n for n in metrics[step] if n.endswith("/grad_norm")}
+            for part, source, signal in zip(config.sources, session.sources, signals, strict=True):
+                for name, value in source.learn(kept, signal).items():
+                    if name in ("loss", "grad_norm"):
+                        difference.see(f"{name} of {part.kind}, step {step}", [value],
+                                       [metrics[step][f"{part.kind}/{name}"]])  # fmt: skip
             for name, found in updated.items():
                 for what in ("loss", "grad_norm"):
                     theirs = metrics[step][f"{name}/{what}"]
@@ -172,7 +177,7 @@ def test_prime_in_verl_is_prime_in_assay_and_its_prm_is_resumed(tmp_path: Path) 
     assert_close(compare(path, tmp_path / "again", 3))
 
 
-def frozen_models(folder: Path) -> tuple[Path, Path]:
+def trained_models(folder: Path) -> tuple[Path, Path]:
     """Folders of a VerifyRM and of a scorer of steps, as random as they were made."""
     config = load_recipe("quickstart", ["hardware=cpu"])
     setup, tokenizer = model_setup(config, torch.device("cpu")), load_tokenizer(config.model)
@@ -187,11 +192,16 @@ def frozen_models(folder: Path) -> tuple[Path, Path]:
     return verify, steps
 
 
-def test_frozen_models_judge_and_credit_in_verl_as_in_assay_and_are_resumed(tmp_path: Path) -> None:
-    verify, steps = frozen_models(tmp_path)
-    sources = (f"sources=[{{kind: rule}}, {{kind: verify_rm, path: {verify}, weight: 0.3}}, {{kind: step_prm, "
-               f"path: {steps}, weight: 0.5, refine: {{kind: clip, eta: running_mean}}}}]")  # fmt: skip
-    what = (tmp_path / "runs", "quickstart", "frozen", "objective=returns_to_go", sources, "checkpoint.every_steps=2")
+def test_models_judge_credit_and_learn_in_verl_as_in_assay_and_are_resumed(tmp_path: Path) -> None:
+    verify, steps = trained_models(tmp_path)
+    sources = (
+        f"sources=[{{kind: rule}}, {{kind: verify_rm, path: {verify}, weight: 0.3}}, "
+        f"{{kind: cooper, path: {verify}, weight: 0.2, optim: {{lr: 1e-3}}, assistant: {{kind: corrupt}}}}, "
+        f"{{kind: step_prm, path: {steps}, weight: 0.5, refine: {{kind: clip, eta: running_mean}}}}]"
+    )
+    what = (tmp_path / "runs", "quickstart", "beside", "objective=returns_to_go", sources, "checkpoint.every_steps=2")
     path = run(*what, "train.steps=2")
     run(*what, "train.steps=3")
-    assert_close(compare(path, tmp_path / "again", 3))
+    difference = compare(path, tmp_path / "again", 3)
+    assert any(name.startswith("loss of cooper") for name in difference)
+    assert_close(difference)

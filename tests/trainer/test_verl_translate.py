@@ -53,7 +53,7 @@ REFUSED = {
     "critic.trunk": {"critic": {"trunk": "shared"}, "objective.advantage.kind": "gae"},
     "sources.1.kind": {"sources": [{"kind": "rule"}, {"kind": "oracle_steps"}]},
     "sources.1.train": {"sources": [{"kind": "rule"}, TRAINED_HERE]},
-    "sources.1.update_every": {"sources": [{"kind": "rule"}, {"kind": "orm", "path": "p", "update_every": 1,
+    "sources.1.update_every": {"sources": [{"kind": "rule"}, {"kind": "step_prm", "path": "p", "update_every": 1,
                                                               "optim": {"lr": 1e-3}}]},
     "sources.1.reference": {"sources": [{"kind": "rule"}, IMPLICIT | {"reference": "moving"}],
                             "rollout.top_p": 0.9, "objective.mismatch.kind": "truncated"},

@@ -25,7 +25,7 @@ from trainer.critic import value_metrics
 from trainer.losses.value import ValueLossOptions
 from trainer.verl.queue import of_batch, read_rows, write_tokens
 from trainer.verl.step import Row, Step, Weighed, in_the_order_of_rows, minibatches
-from trainer.verl.translate import FROZEN
+from trainer.verl.translate import BESIDE
 from trainer.verl.worker_losses import (
     BEFORE,
     CORRECTION,
@@ -66,8 +66,8 @@ class AssayTrainer(PPOTrainerSync):
             if part.kind == "implicit":
                 source = self.rewarding.sources[i] = self._implicit(part.options, f"sources.{i}")
                 self.saved[part.kind] = source.model
-            elif part.kind in FROZEN:
-                self.rewarding.sources[i] = self.saved[part.kind] = self._frozen(part)
+            elif part.kind in BESIDE:
+                self.rewarding.sources[i] = self.saved[part.kind] = self._beside(part)
         if self.global_steps > 0:  # verl has resumed, and knows nothing of what is ours
             for name, model in self.saved.items():
                 model.load(self._folder(name))
@@ -77,11 +77,11 @@ class AssayTrainer(PPOTrainerSync):
         roles = (Role.ActorRolloutRef, Role.ActorRollout, Role.Actor)
         return self.resource_pool_manager.get_resource_pool(next(r for r in roles if r in self.role_worker_mapping))
 
-    def _frozen(self, part: SourcePart) -> Any:
-        from trainer.verl.frozen import FrozenSource
+    def _beside(self, part: SourcePart) -> Any:
+        from trainer.verl.beside import SourceBeside
 
-        tokenizer = self.config.actor_rollout_ref.model.path
-        return FrozenSource(self.recipe, part, tokenizer, self._pool(), self.config.trainer.device)
+        policy = self.config.actor_rollout_ref.model.path
+        return SourceBeside(self.recipe, part, policy, self._pool(), self.config.trainer.device)
 
     def _implicit(self, options: dict[str, Any], key: str) -> Any:
         from prm.implicit import ImplicitSource
@@ -149,7 +149,7 @@ class AssayTrainer(PPOTrainerSync):
                 source.frozen.said = [rows[i].reference for i in index]  # type: ignore[attr-defined]
                 signal = source.credit(kept)
                 batch = source.model.batch  # type: ignore[attr-defined]
-            elif part.kind in FROZEN and kept.trajectories:
+            elif part.kind in BESIDE and kept.trajectories:
                 signal = source.credit(kept) if source.phase == "credit" else signal
                 signal.metrics |= source.learn(kept, signal)
             metrics.update({f"{part.kind}/{name}": value for name, value in signal.metrics.items()})

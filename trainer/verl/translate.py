@@ -17,8 +17,8 @@ from trainer.objective import needs_reference
 from verifiers.errors import ConfigError
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
-FROZEN = ("verify_rm", "step_prm", "orm")  # of `frozen`, where they have a trained model
-PARTS = ("rule", "implicit", *FROZEN)  # sources that have a form in verl
+BESIDE = ("verify_rm", "cooper", "step_prm", "orm")  # sources of `trainer.verl.beside`
+PARTS = ("rule", "implicit", *BESIDE)  # sources that have a form in verl
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +112,12 @@ def _about_models(config: Config) -> list[Rule]:
         rules.append((f"sources.{i}.kind", kind not in PARTS, f"the source '{kind}' has no place in verl",
                       f"sources with one: {', '.join(PARTS)}"))  # fmt: skip
         options = config.sources[i].options
-        if kind in FROZEN:
-            learns = next((name for name in ("train", "update_every") if options.get(name) is not None), "path")
-            rules.append((f"sources.{i}.{learns}", learns != "path" or options.get("path") is None,
-                          f"in verl the model of '{kind}' is frozen", f"sources.{i}.path: train it before, with a "
-                          "recipe of its own or a run of assay's own loop, and name its folder"))  # fmt: skip
+        if kind in BESIDE:
+            rules.append((f"sources.{i}.train", options.get("train") is not None, "its samples are made before verl "
+                          "starts", f"sources.{i}.path: the folder of a model that was trained before"))  # fmt: skip
+        if kind == "step_prm":
+            rules.append((f"sources.{i}.update_every", options.get("update_every") is not None, "its labels may need "
+                          "completions by the policy, which it cannot ask for here", "leave it out"))  # fmt: skip
         rules.append((f"sources.{i}.kind", kind in kinds[:i], "there is room for one source of a kind",
                       "name every kind once"))  # fmt: skip
         if kind == "implicit":
