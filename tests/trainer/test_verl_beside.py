@@ -1,5 +1,7 @@
-"""The actor of sources beside the policy of verl, called without processes of Ray. Needs Ray, not verl. `tests.helpers` is
-not imported: verl installs a package `tests`."""
+"""The actor of sources beside verl's policy, called without Ray's processes. Needs Ray, not verl.
+
+`tests.helpers` is not imported: verl installs a package `tests`.
+"""
 
 from __future__ import annotations
 

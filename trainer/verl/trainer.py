@@ -1,8 +1,9 @@
-"""verl's synchronous trainer with the recipe's rewards, advantages, loss and co-trained sources.
+"""verl's synchronous trainer with the recipe's rewards, advantages, losses and co-trained sources.
 
 verl samples, moves weights, shards, saves. Between the log-probs and the update stands the recipe: `Step` decides
-which groups are kept and what the advantages are, `PolicyLossOfRecipe` is the loss, and sources with a model of their
-own have it in a worker group beside verl's (`implicit`), saved and resumed with verl's checkpoints.
+which groups are kept and what the advantages are, `PolicyLossOfRecipe` and `ValueLossOfRecipe` are the losses, and
+sources with a model of their own have it in a worker group beside verl's (`implicit`) or in an actor (`beside`), saved
+and resumed with verl's checkpoints.
 
 Source: verl 0.9.1, ``trainer/ppo/v1/trainer_base.py``.
 """
@@ -51,8 +52,8 @@ class AssayTrainer(PPOTrainerSync):
         own: Any = OmegaConf.to_container(config.assay, resolve=True)
         self.recipe, self.eos_ids = parse_options(Config, own["recipe"]), own["eos_ids"]
         self.rewarding = Step(self.recipe)
-        self.saved: dict[str, Any] = {}  # models of sources by the source's kind, with `save` and `load`
-        self.nothing_to_learn = False
+        self.saved: dict[str, Any] = {}  # what sources keep, by the source's kind, with `save` and `load`
+        self.learns = {"actor": True, "critic": True}  # whether this step has something for them
         super().__init__(config)
 
     # ---- models ------------------------------------------------------
@@ -120,7 +121,8 @@ class AssayTrainer(PPOTrainerSync):
         ranks = self.config.trainer.nnodes * self.config.trainer.n_gpus_per_node
         of_row = minibatches(len(batch.keys), ranks, actor.actor.ppo_mini_batch_size * actor.rollout.n)
         weighed = in_the_order_of_rows(rows, index, training, [of_row[i] for i in at], self.recipe.objective)
-        self.nothing_to_learn = not any(bool((w > 0).any()) for w in weighed.weights)
+        weights = {"actor": weighed.weights, "critic": weighed.value_weights}
+        self.learns = {name: any(bool((w > 0).any()) for w in own) for name, own in weights.items()}
         if training.returns:
             metrics.update({f"critic/{name}": value for name, value in value_metrics(training).items()})
         if self.recipe.verl.record_tensors:
@@ -157,10 +159,10 @@ class AssayTrainer(PPOTrainerSync):
         return batch, signals
 
     def _update_critic(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        return batch if self.nothing_to_learn else super()._update_critic(batch, metrics)
+        return super()._update_critic(batch, metrics) if self.learns["critic"] else batch
 
     def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        if self.nothing_to_learn:
+        if not self.learns["actor"]:
             log.warning("step %d: no group has anything to teach; the policy stays as it is", self.global_steps)
             return batch
         batch = super()._update_actor(batch, metrics)
