@@ -28,6 +28,7 @@ import torch
 from prm.judge.base import Judge, JudgeReply, JudgeRequest, build_judge
 from prm.judge.parsing import parse_yes_no
 from prm.judge.prompts import YES_NO, fill
+from rollout.world import World
 from verifiers.arguments import option_values
 from verifiers.errors import AssayError, DataError
 from verifiers.runner import Runner
@@ -114,7 +115,7 @@ def main(arguments: Sequence[str]) -> int:
 def run(args: argparse.Namespace) -> dict[str, int]:
     """The counts, which are also written beside OUT."""
     rows = list(read(args.input))
-    context: Any = SimpleNamespace(seed=0, device=torch.device("cpu"))
+    context: Any = SimpleNamespace(seed=0, device=torch.device("cpu"), world=World())
     judge = build_judge({"kind": args.judge, **option_values(args.judge_option)}, context, "--judge")
     counts: Counter[str] = Counter()
     try:

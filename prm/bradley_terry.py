@@ -75,6 +75,9 @@ class BradleyTerry(RewardModel):
     def encode(self, example: Pair) -> list[TokenIds]:
         return [self.sequence(example.id, example.prompt, text) for text in (example.chosen, example.rejected)]
 
+    def encode_response(self, asked: LabelledResponse) -> TokenIds:
+        return self.sequence(asked.id, asked.prompt, asked.response)
+
     def sequence(self, id_: str, prompt: tuple[Message, ...], response: str) -> TokenIds:
         """Prompt, response and end-of-sequence token, as in a demonstration. Raises `TooLong`."""
         example = Example(id_, prompt, None, solution=response)
@@ -113,12 +116,7 @@ class BradleyTerry(RewardModel):
         return Evaluation(pair_metrics(scores[0::2], scores[1::2]) | length_bias(scores, lengths), rows)
 
     def score(self, model: CoTrained, asked: Sequence[LabelledResponse]) -> list[float | None]:
-        sequences: dict[int, TokenIds] = {}
-        for i, one in enumerate(asked):
-            try:
-                sequences[i] = self.sequence(one.id, one.prompt, one.response)
-            except TooLong:
-                continue
+        sequences = self.readable(asked)
         known = dict(zip(sequences, scores_of(model, list(sequences.values())), strict=True))
         return [known.get(i) for i in range(len(asked))]
 

@@ -50,7 +50,7 @@ class ModelSetup:
 
 class CoTrained:
     """head: ``lm``, log-probs of the response tokens; ``scalar``, one number for each response token from a linear
-    head.
+    head, or `numbers` of them.
 
     read: where the scalar head is read. ``before``: at the position that predicts the token (the state it was chosen
     in); ``after``: at the token's own position (what has been written, with it).
@@ -73,6 +73,7 @@ class CoTrained:
         head_bias: bool = True,
         steps_per_round: int = 1,
         exported_as: Literal["token", "sequence"] = "token",
+        numbers: int = 1,
     ):
         self.setup, self.optim, self.read, self.exported_as = setup, optim, read, exported_as
         compute_dtype = DTYPES[setup.model.compute_dtype]
@@ -84,7 +85,7 @@ class CoTrained:
         if head == "scalar":
             self.causal_lm.set_output_embeddings(nn.Identity())  # an untied one would lie beside the trunk, undivided
             dtype = DTYPES[setup.model.master_dtype]
-            self.head = nn.Linear(policy.config.hidden_size, 1, bias=head_bias, device=setup.device, dtype=dtype)
+            self.head = nn.Linear(policy.config.hidden_size, numbers, bias=head_bias, device=setup.device, dtype=dtype)
             if zero_head:
                 for parameter in self.head.parameters():
                     nn.init.zeros_(parameter)
@@ -123,7 +124,8 @@ class CoTrained:
         return self.setup.packer.pack(sequences, self.setup.max_tokens_per_microbatch, self.setup.device)
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """[R]: the log-prob of each response token at the rollouts' temperature, or the head's number for it."""
+        """[R]: the log-prob of each response token at the rollouts' temperature, or the head's number for it; of a
+        head of several numbers [R, numbers]."""
         logp_R, _, value_R = self.packed(batch)
         out_R = logp_R if self.head is None else value_R
         assert out_R is not None
@@ -176,11 +178,12 @@ class CoTrained:
         trunk = {f"model.{name}": tensor for name, tensor in full_state(self.trunk).items()}
         return trunk | {f"score.{name}": tensor for name, tensor in full_state(self.head).items()}
 
-    def export_hf(self, folder: Path) -> None:
+    def export_hf(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """config.json and safetensors, for `AutoModelForCausalLM`, or for `AutoModelForTokenClassification` or
-        `AutoModelForSequenceClassification` with one label. All ranks must ask, each writes."""
+        `AutoModelForSequenceClassification` with one label a number of the head. weights: the model's, where they were
+        asked for before; else all ranks must ask, each writes."""
         self.export_config(folder)
-        save_weights(self.exported(self.weights()), folder)
+        save_weights(self.exported(self.weights() if weights is None else weights), folder)
 
     def export_config(self, folder: Path) -> None:
         config = copy.deepcopy(self.hf_config)
@@ -191,7 +194,7 @@ class CoTrained:
             of_tokens = self.exported_as == "token"
             name = "ForTokenClassification" if of_tokens else "ForSequenceClassification"
             architecture = architecture.replace("ForCausalLM", name)
-            config.num_labels = 1
+            config.num_labels = self.head.out_features
         config.architectures = [architecture]
         config.save_pretrained(folder)
 
@@ -200,7 +203,7 @@ class CoTrained:
         out = dict(weights)
         if self.head is not None and self.head.bias is None and self.exported_as == "token":
             # the class has a bias; ours is none, which is 0
-            out["score.bias"] = torch.zeros(1, dtype=self.head.weight.dtype)
+            out["score.bias"] = torch.zeros(self.head.out_features, dtype=self.head.weight.dtype)
         elif self.head is None and self.hf_config.tie_word_embeddings:
             out.pop("lm_head.weight", None)
         return out

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -81,12 +82,14 @@ class Evaluation:
 class RewardModel:
     """A kind of reward model: how an example becomes token ids, what is minimised, how it is judged.
 
-    head: ``scalar``, one number from a linear head without a bias, read after the last token; ``lm``, a language model
-    that writes its score. takes: what its examples are. scale: of `score`. Built as ``Class(options, context)``.
+    head: ``scalar``, one number (or `numbers`) from a linear head without a bias, read after the last token; ``lm``, a
+    language model that writes its score. takes: what its examples are. scale: of `score`. Built as
+    ``Class(options, context)``.
     """
 
     head: ClassVar[Literal["scalar", "lm"]] = "scalar"
-    takes: ClassVar[type[Labelled]]
+    numbers: int = 1
+    takes: type[Labelled]
     scale: ClassVar[Literal["probability", "real"]] = "real"
 
     class Options(BaseOptions):
@@ -98,6 +101,18 @@ class RewardModel:
     def encode(self, example: Any) -> list[TokenIds]:
         """The sequences of one example: of a pair the chosen one, then the rejected. Raises `TooLong`."""
         raise NotImplementedError
+
+    def encode_response(self, asked: LabelledResponse) -> TokenIds:
+        """What a scalar model reads to score a response, whose label is not looked at. Raises `TooLong`."""
+        raise NotImplementedError
+
+    def readable(self, asked: Sequence[LabelledResponse]) -> dict[int, TokenIds]:
+        """`encode_response` of all that fit, by index."""
+        out: dict[int, TokenIds] = {}
+        for i, one in enumerate(asked):
+            with suppress(TooLong):
+                out[i] = self.encode_response(one)
+        return out
 
     def batch_loss(
         self, model: CoTrained, examples: Sequence[Any], sequences: Sequence[Sequence[TokenIds]]
@@ -159,10 +174,9 @@ def loss_of_scores(
 
     The scores are taken once without gradient, the loss is differentiated by them, and the micro-batches minimise
     sum of (d loss / d score) * score, which has the same gradient by the weights. One more forward pass buys that the
-    packing need not know of pairs; where one micro-batch holds all, it is not needed.
+    packing need not know of pairs; where one micro-batch of a single process holds all, it is not needed.
     """
-    packed = model.pack(sequences)
-    if len(packed) == 1 and len(packed[0].sequence_index) == len(sequences):
+    if model.world.size == 1 and len(model.pack(sequences)) == 1:
         return _direct_loss(loss)
     score_N = torch.stack([score[-1] for score in model.outputs(sequences)]).requires_grad_()
     value, facts = loss(score_N)
@@ -238,7 +252,7 @@ def open_reward_model(
     """(the model with its weights, frozen without `optim`; its kind, which encodes as in training) of a folder that
     `assay train` left: a checkpoint, or the ``hf`` folder in it. `setup` says how it is run; tokenizer and architecture
     are the folder's own. Raises `ModelError`, naming the recipe's `key`, for a folder that is not such a model."""
-    folder, card = _folder_of(path), read_card(path, key=key)
+    folder, card = folder_of(path), read_card(path, key=key)
     if card.kind != kind:
         raise ModelError(f"{path} holds a reward model of kind '{card.kind}', not '{kind}'.", where=key,
                          fix=f"use it with the kind {card.kind}")  # fmt: skip
@@ -264,17 +278,19 @@ def build(reward_model: RewardModel, setup: ModelSetup, optim: OptimConfig | Non
     """The model of a kind: the recipe's, with the head it needs."""
     if reward_model.head == "lm":
         return CoTrained(setup, "lm", optim)
-    return CoTrained(setup, "scalar", optim, read="after", head_bias=False, exported_as="sequence")
+    return CoTrained(setup, "scalar", optim, read="after", head_bias=False, exported_as="sequence",
+                     numbers=reward_model.numbers)  # fmt: skip
 
 
-def _folder_of(path: str) -> Path:
+def folder_of(path: str) -> Path:
+    """The weights' folder of a checkpoint, or that folder itself."""
     folder = Path(path).expanduser()
     return folder / "hf" if (folder / "hf").is_dir() else folder
 
 
 def read_card(path: str, *, key: str) -> Card:
     """What the folder of a reward model says of it. Raises `ModelError` naming `key`."""
-    folder = _folder_of(path)
+    folder = folder_of(path)
     if not folder.is_dir():
         raise ModelError(
             f"There is no reward model at {folder}.",

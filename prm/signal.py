@@ -248,7 +248,7 @@ class Source:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step depends on beside `models`: plain data and tensors."""
+        """What the next step depends on beside `models`: plain data and tensors. All ranks must ask."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -146,14 +146,17 @@ class VerifyRM(RewardModel):
         self.input = VerifyInput(context.tokenizer, context.max_tokens, options.answer_chars)
 
     def encode(self, example: LabelledResponse) -> list[TokenIds]:
-        if example.reference is None:
-            raise DataError("A VerifyRM needs the reference answer.", where=f"example '{example.id}'",
+        return [self.encode_response(example)]
+
+    def encode_response(self, asked: LabelledResponse) -> TokenIds:
+        if asked.reference is None:
+            raise DataError("A VerifyRM needs the reference answer.", where=f"example '{asked.id}'",
                             fix="set data.train.reference_field")  # fmt: skip
-        ids = self.input.ids(example.question, example.reference, example.response)
+        ids = self.input.ids(asked.question, asked.reference, asked.response)
         if ids is None:
-            raise TooLong(len(self.input.encode(verify_text("", example.reference, ""))), self.input.max_tokens,
-                          example.id)  # fmt: skip
-        return [whole(ids)]
+            raise TooLong(len(self.input.encode(verify_text("", asked.reference, ""))), self.input.max_tokens,
+                          asked.id)  # fmt: skip
+        return whole(ids)
 
     def batch_loss(
         self, model: CoTrained, examples: Sequence[LabelledResponse], sequences: Sequence[Sequence[TokenIds]]
@@ -174,12 +177,7 @@ class VerifyRM(RewardModel):
 
     def score(self, model: CoTrained, asked: Sequence[LabelledResponse]) -> list[float | None]:
         """The probability that the response is right. Raises `DataError` for one without a reference."""
-        sequences: dict[int, TokenIds] = {}
-        for i, one in enumerate(asked):
-            try:
-                (sequences[i],) = self.encode(one)
-            except TooLong:
-                continue
+        sequences = self.readable(asked)
         logits = scores_of(model, list(sequences.values()))
         known = {i: sigmoid(logit) for i, logit in zip(sequences, logits, strict=True)}
         return [known.get(i) for i in range(len(asked))]

@@ -1,4 +1,5 @@
-"""Greedy text of a language model beside the policy, by an engine that is made when it is first needed."""
+"""Greedy text of a language model beside the policy, by an engine that is made when it is first needed. Of several
+ranks each writes a share, and all must ask."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from prm.cotrained import CoTrained
-from rollout.engine import ENGINES, Engine, Prompt, SamplingParams
+from rollout.engine import ENGINES, Engine, Prompt, SamplingParams, SharedEngine
 from rollout.models import end_ids
 
 
@@ -32,7 +33,7 @@ class Writer:
     def write(self, model: CoTrained, prompts: Sequence[Sequence[int]]) -> list[str]:
         """What `model` writes after each prompt, most likely token first, until it ends or `max_tokens` are there."""
         if self._engine is None:
-            self._engine = ENGINES.get(self._kind, key="rollout.engine")(
+            engine = ENGINES.get(self._kind, key="rollout.engine")(
                 model.hf_config,
                 self._tokenizer,
                 end_ids(self._tokenizer, model.causal_lm),
@@ -42,6 +43,7 @@ class Writer:
                 max_response_tokens=self._max_tokens,
                 max_rows=self._max_rows,
             )
+            self._engine = engine if model.world.size == 1 else SharedEngine(engine, model.world)
         assert self._engine is not None
         self._engine.load_weights(model.weights(), 0)
         asked = [Prompt(str(i), i, list(ids)) for i, ids in enumerate(prompts)]

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -151,6 +152,21 @@ def load_policy(options: ModelConfig, seed: int, device: torch.device) -> Policy
     return Policy(policy_model.to(device).train(), tokenizer, eos_ids, config)
 
 
+def load_encoder(path: str, device: torch.device, *, key: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """A frozen float32 trunk that reads texts, bidirectional or causal, with transformers' own attention. path: as of
+    `ModelConfig`. Raises `ModelError` naming the recipe's `key`."""
+    folder = _locate(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise _cannot_load("encoder", path, error, key) from error
+    if model.config.is_encoder_decoder:
+        raise ModelError(f"'{path}' is an encoder with a decoder.", where=key,
+                         fix="name an encoder or a decoder alone")  # fmt: skip
+    return tokenizer, model.to(device).eval().requires_grad_(False)
+
+
 def end_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> tuple[int, ...]:
     """Every token that the tokenizer or the model's generation config calls an end of sequence."""
     ids = {int(tokenizer.eos_token_id)}  # type: ignore[arg-type]
@@ -205,10 +221,10 @@ def _locate(origin: str) -> str:
     return origin
 
 
-def _cannot_load(noun: str, origin: str, error: Exception) -> ModelError:
+def _cannot_load(noun: str, origin: str, error: Exception, key: str | None = None) -> ModelError:
     return ModelError(
         f"Cannot load the {noun} '{origin}': {str(error).splitlines()[0]}",
-        where=f"model.{'tokenizer' if noun == 'tokenizer' else 'path'}",
+        where=key or f"model.{'tokenizer' if noun == 'tokenizer' else 'path'}",
         fix="give a folder that holds it, or a hub id while the hub can be reached (private models need a login)",
     )
 

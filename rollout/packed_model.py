@@ -20,7 +20,8 @@ from rollout.packing import PackedBatch
 
 class PackedModel(nn.Module):
     """model: a causal language model (a peft model with LoRA), or a trunk without a language model's head. head: one
-    number a token, read ``before`` the token (at the position that predicts it) or ``after`` it (at its own)."""
+    number a token, or several, read ``before`` the token (at the position that predicts it) or ``after`` it (at its
+    own)."""
 
     def __init__(
         self,
@@ -46,7 +47,8 @@ class PackedModel(nn.Module):
         self, batch: PackedBatch, logp: bool = True, temperature: float | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """(log-prob of each response token under softmax(logits / temperature), its entropy, the head's number for it),
-        each [R]; None for what there is no head for, and for the first two with logp=False.
+        each [R], the last [R, numbers] of a head of several; None for what there is no head for, and for the first two
+        with logp=False.
         temperature: None is that of the rollouts.
 
         A tuple, since FSDP looks for the tensors that lead back here in tuples, lists and dictionaries only."""
@@ -57,7 +59,9 @@ class PackedModel(nn.Module):
         value_R = None
         if self.head is not None:
             hidden_RE = hidden_TE[batch.predict_R + (self.read == "after")]
-            value_R = self.head(hidden_RE.to(self.head.weight.dtype))[:, 0]
+            value_R = self.head(hidden_RE.to(self.head.weight.dtype))
+            if self.head.out_features == 1:
+                value_R = value_R[:, 0]
         if not logp or vocabulary_head is None:
             return None, None, value_R
         logp_R, entropy_R = chunked_logp(

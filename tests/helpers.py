@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ import trainer.weigh
 from prm.cotrained import ModelSetup
 from prm.signal import SourceContext
 from rollout.engine import Prompt
-from rollout.models import load_policy
+from rollout.models import load_policy, read_weights
 from rollout.torch_engine import TorchEngine
 from rollout.trajectory import Finish, Trajectory
 from trainer.collect import Rollouts
@@ -284,3 +285,22 @@ def assert_resumed_is_whole(whole: list[dict], parts: list[dict]) -> list[set[st
     for a, b, names in zip(whole, parts, shared, strict=True):
         assert {k: a[k] for k in names} == {k: b[k] for k in names}
     return shared
+
+
+def assert_same_run(one: Path, other: Path, tolerance: float) -> None:
+    """Two run folders of other numbers of ranks: the same metrics, and weights of the last checkpoint."""
+    read = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)]
+    for a, b in zip(*read, strict=True):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            # norms and peaks sum over many values, of weights that differ by the rounding of the steps before
+            relative = tolerance if "loss" in name else 5 * tolerance
+            assert abs(b[name] - value) <= max(tolerance, relative * abs(value)), (a["step"], name)
+    last = sorted((one / "checkpoints").iterdir())[-1]
+    folders = [path.parent.relative_to(one) for path in sorted(last.rglob("model.safetensors"))]
+    assert folders
+    for folder in folders:
+        first, second = read_weights(one / folder), read_weights(other / folder)
+        assert first.keys() == second.keys()
+        for name, tensor in first.items():
+            assert float((tensor - second[name]).abs().max()) <= tolerance, (folder, name)

@@ -160,9 +160,9 @@ def load_checkpoint(path: Path, learner: Learner, models: Mapping[str, CoTrained
         learner_state = state.pop("learner")
         saved = state.pop("models")
         if (path / "sharded").is_dir():
-            from trainer.sharded_checkpoint import read_tensors
+            from trainer.sharded_checkpoint import read_tensors, tensors
 
-            read_tensors(path, learner, models or {})
+            read_tensors(path, tensors(learner, models or {}))
             learner.load_plain_state(learner_state)
             for name, model in (models or {}).items():
                 model.load_plain_state(saved[name])

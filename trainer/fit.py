@@ -3,17 +3,21 @@ draw examples, one optimizer step, evaluate, record, save.
 
 What it leaves is a run folder like any other (`trainer/records.py`); ``checkpoints/step-NNNNNN/hf`` is the reward
 model: weights that `transformers` loads, tokenizer, and ``reward_model.json``, which says how responses are encoded.
+
+Under torchrun every rank runs this on the same examples, and takes a share of the forward and backward passes
+(`rollout.world`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from data.labelled import Labelled, expect, load_labelled
@@ -23,8 +27,7 @@ from prm.cotrained import ModelSetup
 from prm.optim import NonFiniteError
 from prm.reward_model import REWARD_MODELS, FitContext, RewardModel, TooLong, build, flat, write_card
 from rollout.models import load_config, load_tokenizer
-from rollout.packing import TokenIds
-from rollout.world import launched_size
+from rollout.packing import Packer, TokenIds
 from trainer.checkpoint import prune, reading, rng_state, set_rng_state, writing
 from trainer.compose import to_yaml
 from trainer.config import DataPart
@@ -34,9 +37,10 @@ from trainer.fit_config import FitConfig
 from trainer.loop import StopRequested, due
 from trainer.memory import model_facts
 from trainer.preflight import PreflightReport
-from trainer.records import RunFolder, check_writable
-from trainer.session import choose_device, set_up_torch
-from trainer.train import install_sigterm, newest_checkpoint, peak_memory_mb
+from trainer.records import NoRecords, RunFolder, check_writable
+from trainer.session import join
+from trainer.sharded_checkpoint import FOLDER, ShardedWriter, Snapshot, read_tensors, whole_copy
+from trainer.train import install_sigterm, newest_checkpoint, peak_memory_mb, watched
 from verifiers.errors import ConfigError, DataError, RunError
 from verifiers.options import parse_options
 
@@ -114,11 +118,7 @@ def fit(config: FitConfig) -> Path:
 
     Raises `AssayError` subclasses for everything a user can act on, and `StopRequested` after saving on SIGTERM.
     """
-    if launched_size() > 1:
-        raise ConfigError("Several processes were started, and reward models are trained in one.", where="WORLD_SIZE",
-                          why="every process would train the same model on its own",
-                          fix="start one process: assay train RECIPE")  # fmt: skip
-    with FitSession(prepare_fit(config)) as session:
+    with FitSession(config) as session, watched(session.world, config):
         state = session.resume()
         install_sigterm(session)
         session.folder.open(config, to_yaml(config), session.fit.derived())
@@ -131,6 +131,7 @@ def fit(config: FitConfig) -> Path:
             session.folder.truncate_after(state.step)
             session.display.note(f"resumed after step {state.step}")
         run_fit(session, state)
+        session.finish_saving()
         session.folder.write_summary(summary(session, state))
         return session.fit.run_path
 
@@ -140,8 +141,12 @@ def run_fit(session: FitSession, state: FitState) -> None:
     config, fit, model = session.config, session.fit, session.model
     started = time.monotonic()
     while state.step < fit.steps:
+        session.world.state.update(step=state.step + 1, phase="learn")
         step_started = time.monotonic()
         batch = fit.train.select(state.sampler.next(config.train.examples_per_step))
+        if session.world.size > 1:
+            ids = [torch.tensor(s.prompt_ids + s.response_ids) for s in flat(batch.sequences)]
+            session.world.check_same("the batch of a step", ids)
         try:
             loss = fit.reward_model.batch_loss(model, batch.examples, batch.sequences)
             found = model.step(flat(batch.sequences), loss, f"The reward model ({config.reward_model.kind})")
@@ -155,11 +160,14 @@ def run_fit(session: FitSession, state: FitState) -> None:
         session.folder.append_timings(state.step, {"step_s": time.monotonic() - step_started})
         session.show(state.step, metrics)
 
-        if session.stop_requested or due(config.checkpoint.every_steps, state.step, fit.steps):
+        session.finish_saving(wait=False)
+        stop = session.should_stop()
+        if stop or due(config.checkpoint.every_steps, state.step, fit.steps):
             state.wall_seconds += time.monotonic() - started
             started = time.monotonic()
             path = session.save(state)
-            if session.stop_requested and state.step < fit.steps:
+            if stop and state.step < fit.steps:
+                session.finish_saving()
                 raise StopRequested(
                     f"stopped by SIGTERM after step {state.step}; saved {path}; the same command resumes"
                 )
@@ -179,14 +187,14 @@ def not_finite(error: NonFiniteError, batch: Examples, step: int) -> RunError:
 class FitSession:
     """The parts of one run. Use as a context manager."""
 
-    def __init__(self, fit: Fit):
-        config = fit.config
-        self.config, self.fit = config, fit
-        self.stop_requested = False
-        device = choose_device(config)
-        set_up_torch(config, device)
-        self.folder = RunFolder(fit.run_path, tensorboard=config.record.tensorboard)
-        self.display = Display(fit.steps, live=False)
+    def __init__(self, config: FitConfig):
+        self.config, self.stop_requested = config, False
+        self.world, device = join(config)
+        self.writer = ShardedWriter(self.world, config.checkpoint.keep_last) if self.world.size > 1 else None
+        self.fit = fit = prepare_fit(config)
+        records = RunFolder if self.world.is_main else NoRecords
+        self.folder = records(fit.run_path, tensorboard=config.record.tensorboard)
+        self.display = Display(fit.steps, live=False, silent=not self.world.is_main)
         setup = ModelSetup(
             config.model,
             config.seed,
@@ -196,21 +204,30 @@ class FitSession:
             config.train.logprob_chunk_tokens,
             1.0,
             fit.steps,
+            Packer(self.world),
+            config.hardware.distributed,
         )
         self.model = build(fit.reward_model, setup, config.optim)
 
     def __enter__(self) -> FitSession:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.fit.reward_model.close()
         self.display.close()
         self.folder.close()
+        if kind is None or issubclass(kind, StopRequested):
+            self.world.leave()
+
+    def should_stop(self) -> bool:
+        """Whether any rank was asked to. All ranks must ask."""
+        return self.world.any(self.stop_requested)
 
     # ---- evaluation ----------------------------------------------
 
     def evaluate(self, state: FitState) -> dict[str, float]:
         """Every evaluation set with the present weights; remembered, and written row by row."""
+        self.world.state["phase"] = "evaluate"
         found: dict[str, float] = {}
         for name, data in self.fit.evals.items():
             evaluation = self.fit.reward_model.evaluate(self.model, data.examples, data.sequences)
@@ -243,12 +260,16 @@ class FitSession:
 
     def resume(self) -> FitState | None:
         """The exact state of the newest checkpoint, None to start afresh."""
-        path = newest_checkpoint(self.folder, self.config, self.fit.steps)
+        path = newest_checkpoint(self.folder, self.config, self.fit.steps, self.world)
         if path is None:
             return None
         with reading(path):
             content = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-            self.model.load(path / "hf", content["model"])
+            if (path / FOLDER).is_dir():
+                read_tensors(path, self.model.tensors())
+                self.model.load_plain_state(content["model"])
+            else:
+                self.model.load(path / "hf", content["model"])
         sampler = Sampler(len(self.fit.train.examples), self.config.seed)
         sampler.load_state_dict(content["sampler"])
         set_rng_state(content["rng"])
@@ -256,12 +277,10 @@ class FitSession:
         return FitState(sampler, content["step"], content["evaluations"], best, content["wall_seconds"])
 
     def save(self, state: FitState) -> Path:
-        """``checkpoints/step-NNNNNN``, there whole or not at all."""
+        """``checkpoints/step-NNNNNN``, there whole or not at all; of several ranks it is written in the background."""
+        self.world.state["phase"] = "checkpoint"
         final = self.folder.checkpoints / f"step-{state.step:06d}"
-        if (final / "meta.json").exists():
-            return final
         content = {
-            "model": self.model.state_dict(),
             "sampler": state.sampler.state_dict(),
             "rng": rng_state(),
             "step": state.step,
@@ -270,13 +289,31 @@ class FitSession:
             "wall_seconds": state.wall_seconds,
         }
         meta = {"step": state.step, "recipe": self.config.recipe, "evaluations": state.evaluations.get(state.step, {})}
-        with writing(final, meta) as partial:
-            self.model.export_hf(partial / "hf")
-            self.fit.tokenizer.save_pretrained(partial / "hf")
-            write_card(partial / "hf", self.config.reward_model.kind, self.fit.reward_model)
-            torch.save(content, partial / "state.pt")
-        prune(self.folder.checkpoints, self.config.checkpoint.keep_last, state.best[1] if state.best else None)
+        best = state.best[1] if state.best else None
+        if self.writer is not None:
+            self.writer.finish()
+            content["model"] = self.model.plain_state()
+            weights = whole_copy(self.model.weights(), self.world)
+            what = Snapshot(self.model.tensors(), content, lambda folder: self.export(folder / "hf", weights))
+            self.writer.start(final, what, meta, best)
+        elif not (final / "meta.json").exists():
+            content["model"] = self.model.state_dict()
+            with writing(final, meta) as partial:
+                self.export(partial / "hf", self.model.weights())
+                torch.save(content, partial / "state.pt")
+            prune(self.folder.checkpoints, self.config.checkpoint.keep_last, best)
         return final
+
+    def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """The reward model as transformers loads it, and as `open_reward_model` opens it."""
+        self.model.export_hf(folder, weights)
+        self.fit.tokenizer.save_pretrained(folder)
+        write_card(folder, self.config.reward_model.kind, self.fit.reward_model)
+
+    def finish_saving(self, *, wait: bool = True) -> None:
+        """As `Session.finish_saving`."""
+        if self.writer is not None:
+            self.writer.finish(wait=wait)
 
 
 def summary(session: FitSession, state: FitState) -> dict[str, Any]:
@@ -318,7 +355,7 @@ def prepare_fit(config: FitConfig) -> Fit:
     lines: list[str] = []
 
     def side(source: DataPart, key: str) -> Examples:
-        found = expect(_load_part(source, key), kind.takes, key=key)
+        found = expect(_load_part(source, key), reward_model.takes, key=key)
         encoded, too_long = _encode(found, reward_model, config.data.on_too_long)
         lines.append(f"{key}: {len(encoded.examples)} examples" + f"; left out {too_long} too long" * bool(too_long))
         if not encoded.examples:

@@ -114,7 +114,7 @@ def run_steps(session: Session, state: LoopState) -> None:
         session.folder.append_timings(state.step, timings)
         session.display.update(state.step, metrics, timings)
 
-        session.finish_saving(state.best[1] if state.best else None, wait=False)
+        session.finish_saving(wait=False)
         if session.should_stop():
             save_and_stop(session, state, started)
         if due(config.checkpoint.every_steps, state.step, config.train.steps):
@@ -137,7 +137,7 @@ def due(every: int | None, step: int, last: int) -> bool:
 def save_and_stop(session: Session, state: LoopState, started: float) -> None:
     state.wall_seconds += time.monotonic() - started
     path = session.save(state)
-    session.finish_saving(state.best[1] if state.best else None)
+    session.finish_saving()
     raise StopRequested(f"stopped by SIGTERM after step {state.step}; saved {path}; the same command resumes")
 
 

@@ -48,7 +48,7 @@ from trainer.overlap import RolloutsAhead
 from trainer.preflight import prepare
 from trainer.records import NoRecords, RunFolder
 from trainer.shaping.base import SHAPINGS, Shaping
-from trainer.sharded_checkpoint import ShardedWriter
+from trainer.sharded_checkpoint import ShardedWriter, snapshot
 from verifiers.errors import ConfigError
 from verifiers.options import Options, parse_options
 from verifiers.verdict import Status, Verdict
@@ -78,6 +78,16 @@ def set_up_torch(config: Config | FitConfig, device: torch.device) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
+
+
+def join(config: Config | FitConfig) -> tuple[World, torch.device]:
+    """(the ranks that share the work, met; this rank's device, torch set up for it)."""
+    device, distributed = choose_device(config), config.hardware.distributed
+    world = join_world(device.type, replicas=distributed.replicas, timeout_s=distributed.exchange_timeout_s)
+    if device.type == "cuda" and world.size > 1:
+        device = torch.device("cuda", world.local_rank)
+    set_up_torch(config, device)
+    return world, device
 
 
 def model_setup(config: Config, device: torch.device, world: World | None = None) -> ModelSetup:
@@ -122,15 +132,8 @@ class Session:
         if weights is not None:
             config = with_weights(config, weights)
         self.config = config
-        self.device = choose_device(config)
-        distributed = config.hardware.distributed
-        self.world = join_world(
-            self.device.type, replicas=distributed.replicas, timeout_s=distributed.exchange_timeout_s
-        )
-        if self.device.type == "cuda" and self.world.size > 1:
-            self.device = torch.device("cuda", self.world.local_rank)
-        self.writer = ShardedWriter(self.world) if self.world.size > 1 else None
-        set_up_torch(config, self.device)
+        self.world, self.device = join(config)
+        self.writer = ShardedWriter(self.world, config.checkpoint.keep_last) if self.world.size > 1 else None
         self.prepared = prepare(config)
         self.stop_requested = False
         self.stale: StaleWeights | None = None
@@ -388,24 +391,21 @@ class Session:
         }
         meta = {"evaluations": {str(s): m for s, m in state.evaluations.items()}, "recipe": self.config.recipe}
         best = state.best[1] if state.best else None
-        what = (self.checkpoint_folder, state.step, self.learner, self.learner.policy.tokenizer, content, meta,
-                self.models())  # fmt: skip
+        tokenizer, models = self.learner.policy.tokenizer, self.models()
         if self.writer is None:
-            path = save_checkpoint(*what)
+            path = save_checkpoint(self.checkpoint_folder, state.step, self.learner, tokenizer, content, meta, models)
             prune(self.checkpoint_folder, self.config.checkpoint.keep_last, best)
             return path
-        self.finish_saving(best)
-        self.writer.start(*what)
-        return self.checkpoint_folder / f"step-{state.step:06d}"
+        self.writer.finish()
+        path = self.checkpoint_folder / f"step-{state.step:06d}"
+        self.writer.start(path, snapshot(self.learner, tokenizer, content, models), {"step": state.step, **meta}, best)
+        return path
 
-    def finish_saving(self, best: int | None, *, wait: bool = True) -> None:
+    def finish_saving(self, *, wait: bool = True) -> None:
         """Give a checkpoint that was written in the background its name; wait for one that is being written, or leave
         it for the next time."""
-        if self.writer is None:
-            return
-        path = self.writer.finish() if wait else self.writer.finish_if_written()
-        if path is not None and self.world.is_main:
-            prune(self.checkpoint_folder, self.config.checkpoint.keep_last, best)
+        if self.writer is not None:
+            self.writer.finish(wait=wait)
 
     def should_stop(self) -> bool:
         """Whether any rank was asked to. All ranks must ask."""

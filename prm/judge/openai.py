@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -22,6 +22,7 @@ from prm.judge.base import JUDGES, Judge, JudgeReply, JudgeRequest, ReplyStatus
 from prm.judge.cache import CachedReply, ReplyCache
 from prm.judge.exchange import Exchange, clip, exchange
 from rollout.engine import derive_seed
+from rollout.world import World
 from verifiers.errors import ConfigError
 from verifiers.options import Options as BaseOptions
 
@@ -31,24 +32,54 @@ _MIN_SECRET_CHARS = 8  # a shorter key is a placeholder, and replacing it would 
 _OURS = frozenset({"model", "messages", "temperature", "max_tokens", "max_completion_tokens", "n", "stream"})
 
 
-@dataclass(slots=True)
 class Budget:
-    """What was spent. A call is one exchange that was begun, repeated ones included."""
+    """What a run may spend, and what was spent. A call is one exchange that was begun, repeated ones included.
 
-    max_calls: int | None
-    max_tokens: int | None
-    calls: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
+    Of several ranks each may spend an equal share of what is left, newly dealt out whenever all are asked what was
+    spent (`spent`), so that all together never begin a call beyond the budget."""
+
+    def __init__(self, max_calls: int | None, max_tokens: int | None, world: World):
+        self.max_calls, self.max_tokens, self.world = max_calls, max_tokens, world
+        self.go_on_from({})
+
+    def go_on_from(self, before: Mapping[str, int]) -> None:
+        """before: what the run has spent so far, as `spent` says it."""
+        self._before = {name: int(before.get(name, 0)) for name in ("calls", "tokens_in", "tokens_out")}
+        self.calls = self.tokens_in = self.tokens_out = 0  # of this rank, since then
+        self._deal_out(self._before)
+
+    def spent(self) -> dict[str, int]:
+        """By the run, on all ranks. All must ask."""
+        own = self.world.total({"calls": self.calls, "tokens_in": self.tokens_in, "tokens_out": self.tokens_out})
+        total = {name: self._before[name] + int(own[name]) for name in own}
+        self._deal_out(total)
+        return total
 
     def take_call(self) -> bool:
-        """Count one more call; False if the budget is used up."""
-        if self.max_calls is not None and self.calls >= self.max_calls:
-            return False
-        if self.max_tokens is not None and self.tokens_in + self.tokens_out >= self.max_tokens:
+        """Count one more call; False if this rank's share of the budget is used up."""
+        if self.calls >= self._call_limit or self.tokens_in + self.tokens_out >= self._token_limit:
             return False
         self.calls += 1
         return True
+
+    def __str__(self) -> str:
+        before, world = self._before, self.world
+        calls = self.calls + before["calls"]
+        tokens = self.tokens_in + self.tokens_out + before["tokens_in"] + before["tokens_out"]
+        of_rank = f" as far as rank {world.rank} of {world.size} may spend it" if world.size > 1 else ""
+        return (f"the budget is used up{of_rank}: {calls} calls (max_calls={self.max_calls}), "
+                f"{tokens} tokens (max_total_tokens={self.max_tokens})")  # fmt: skip
+
+    def _deal_out(self, total: Mapping[str, int]) -> None:
+        self._call_limit = self.calls + self._share(self.max_calls, total["calls"])
+        tokens = total["tokens_in"] + total["tokens_out"]
+        self._token_limit = self.tokens_in + self.tokens_out + self._share(self.max_tokens, tokens)
+
+    def _share(self, limit: int | None, spent: int) -> float:
+        if limit is None:
+            return math.inf
+        each, rest = divmod(max(0, limit - spent), self.world.size)
+        return each + (self.world.rank < rest)
 
 
 @JUDGES.register("openai")
@@ -68,8 +99,8 @@ class OpenAIJudge(Judge):
         from 0.5 to 1; a longer Retry-After is waited for up to max_retry_after_s, and beyond that given up.
 
         cache_file: SQLite file that keeps replies for good; None keeps none. max_calls, max_total_tokens: the budget
-        of a run, of this process; None is no limit. max_tokens_field: what the server calls the limit of the reply.
-        extra_body: further fields of each request (``chat_template_kwargs``, ``top_p``).
+        of a run, all its ranks together; None is no limit. max_tokens_field: what the server calls the limit of the
+        reply. extra_body: further fields of each request (``chat_template_kwargs``, ``top_p``).
         """
 
         base_url: str
@@ -119,18 +150,18 @@ class OpenAIJudge(Judge):
                 raise ValueError(f"must not set {', '.join(taken)}: assay does")
             return extra_body
 
-    def __init__(self, options: OpenAIJudge.Options, *, seed: int = 0):
+    def __init__(self, options: OpenAIJudge.Options, *, seed: int = 0, world: World | None = None):
         self.options, self.seed = options, seed
         self._url = options.base_url + "/chat/completions"
         self._key = _api_key(options.api_key_env)
-        self._budget = Budget(options.max_calls, options.max_total_tokens)
+        self._budget = Budget(options.max_calls, options.max_total_tokens, world or World())
         self._cache = ReplyCache(options.cache_file) if options.cache_file is not None else None
         self._starting = threading.Lock()
         self._worker: _Worker | None = None
 
     @classmethod
     def from_context(cls, options: OpenAIJudge.Options, context: Any) -> Self:
-        return cls(options, seed=context.seed)
+        return cls(options, seed=context.seed, world=context.world)
 
     def ask(self, requests: Sequence[JudgeRequest]) -> list[JudgeReply]:
         return self.submit(requests)()
@@ -151,12 +182,11 @@ class OpenAIJudge(Judge):
         return wait
 
     def state_dict(self) -> dict[str, Any]:
-        b = self._budget
-        return {"calls": b.calls, "tokens_in": b.tokens_in, "tokens_out": b.tokens_out}
+        """What the run has spent. What is left is dealt out anew among the ranks."""
+        return dict(self._budget.spent())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        b = self._budget
-        b.calls, b.tokens_in, b.tokens_out = (int(state[name]) for name in ("calls", "tokens_in", "tokens_out"))
+        self._budget.go_on_from(state)
 
     def close(self) -> None:
         """Withdraw what is still being asked."""
@@ -201,7 +231,7 @@ class OpenAIJudge(Judge):
         result = Exchange(None, ReplyStatus.REFUSED_BUDGET)
         for attempt in range(1, o.max_attempts + 1):
             if not self._budget.take_call():
-                detail = f"{self._spent()}; last: {result.detail or 'not asked'}"
+                detail = f"{self._budget}; last: {result.detail or 'not asked'}"
                 return JudgeReply(None, ReplyStatus.REFUSED_BUDGET, detail, attempt - 1, False, tokens_in, tokens_out)
             result = self._without_key(
                 await exchange(client, self._url, body, timeout_s=o.timeout_s, max_reply_bytes=o.max_reply_bytes)
@@ -246,11 +276,6 @@ class OpenAIJudge(Judge):
 
         text = None if result.text is None else clean(result.text)
         return replace(result, text=text, detail=clip(clean(result.detail)))
-
-    def _spent(self) -> str:
-        b = self._budget
-        return (f"the budget is used up: {b.calls} calls (max_calls={b.max_calls}), "
-                f"{b.tokens_in + b.tokens_out} tokens (max_total_tokens={b.max_tokens})")  # fmt: skip
 
     def _new_client(self) -> httpx.AsyncClient:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "assay"}

@@ -71,11 +71,15 @@ def test_a_trained_verify_rm_is_a_source_with_its_own_tokenizer_and_stays_as_it_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", CASES)
-def test_the_recipe_as_it_stands_learns(tmp_path: Path, recipe: str) -> None:
-    assert cli.main(["train", recipe, f"run.dir={tmp_path}"]) == 0
-    summary = json.loads((tmp_path / recipe / "summary.json").read_text())
-    accuracy = summary["evaluations"]["chain/avg@4"]
-    assert accuracy["after"]["value"] > accuracy["before"]["value"] + 0.1
+def test_the_recipe_as_it_stands_learns_and_under_permuted_rewards_it_does_not(tmp_path: Path, recipe: str) -> None:
+    def accuracy(name: str, *changes: str) -> dict[str, float]:
+        assert cli.main(["train", recipe, f"run.dir={tmp_path}", f"name={name}", *changes]) == 0
+        found = json.loads((tmp_path / name / "summary.json").read_text())["evaluations"]["chain/avg@4"]
+        return {when: found[when]["value"] for when in ("before", "after")}
+
+    learnt, control = accuracy("learnt"), accuracy("permuted", "train.shuffle_rewards=true")
+    assert learnt["before"] == control["before"]
+    assert learnt["after"] > max(learnt["before"], control["after"]) + 0.1
 
 
 @pytest.mark.slow

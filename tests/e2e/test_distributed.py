@@ -1,16 +1,14 @@
 """Real runs of several processes under torchrun: the same as one process, and whole after a fault."""
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from benchmarks.faults import torchrun, two_nodes
-from rollout.models import read_weights
+from tests.helpers import assert_same_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -64,31 +62,6 @@ def copied(start, name):
 def continued_with(start, name, ranks, recipe, steps=4):
     """A copy of the run `start`, carried on to `steps` by so many ranks."""
     return finished(ranks, copied(start, name), recipe, f"train.steps={steps}", "run.resume=must", *RECIPES[recipe])
-
-
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def model_folders(checkpoint):
-    return [p.parent for p in sorted(checkpoint.rglob("model.safetensors"))]
-
-
-def assert_same_run(one: Path, other: Path, tolerance: float):
-    for a, b in zip(metrics(one), metrics(other), strict=True):
-        assert a.keys() == b.keys()
-        for name, value in a.items():
-            # norms and peaks sum over many values, of weights that differ by the rounding of the steps before
-            relative = tolerance if "loss" in name else 5 * tolerance
-            assert b[name] == pytest.approx(value, abs=tolerance, rel=relative), (a["step"], name)
-    last = sorted((one / "checkpoints").iterdir())[-1].name
-    folders = [p.relative_to(one) for p in model_folders(one / "checkpoints" / last)]
-    assert folders
-    for folder in folders:
-        first, second = read_weights(one / folder), read_weights(other / folder)
-        assert first.keys() == second.keys()
-        for name, tensor in first.items():
-            assert float((tensor - second[name]).abs().max()) <= tolerance, (folder, name)
 
 
 @pytest.fixture(scope="module", params=list(RECIPES))

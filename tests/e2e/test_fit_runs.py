@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from benchmarks.faults import torchrun
+from tests.helpers import assert_same_run
 from trainer import cli
+from trainer.checkpoint import checkpoint_step, list_checkpoints
 from trainer.compose import load_any
 from trainer.fit import prepare_fit
 from verifiers.errors import ConfigError, DataError
@@ -109,10 +116,63 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_examples(tmp_path: Pa
     assert "examples chain-" in message
 
 
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert cli.main(["train", "bt_rm_chain", f"run.dir={tmp_path}", *SMALL]) == 2
-    assert "in one" in capsys.readouterr().err
+# ---- several processes -------------------------------------------
+
+
+def two_ranks(recipe: str, folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [*torchrun("--standalone", "--nproc-per-node", "2"), "-m", "trainer.train", f"recipe={recipe}",
+               f"run.dir={folder}", *SMALL, *overrides]  # fmt: skip
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+
+
+def continued(start: Path, folder: Path) -> Path:
+    """A copy of a run of one process, which goes on after step 2."""
+    shutil.copytree(start, folder / start.name)
+    shutil.rmtree(last(folder / start.name))
+    return folder / start.name
+
+
+@pytest.mark.invariance
+@pytest.mark.parametrize(
+    "uninterrupted",
+    ["bt_rm_chain", *(pytest.param(r, marks=pytest.mark.slow) for r in ("conciseness_rm_chain", "verify_rm_chain"))],
+    indirect=True,
+)
+def test_two_ranks_compute_what_one_process_does_and_each_goes_on_with_what_the_other_saved(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    recipe, longer = uninterrupted.name, ["train.steps=6", "run.resume=must", "checkpoint.keep_last=2"]
+    one = continued(uninterrupted, tmp_path / "one")
+    run(recipe, tmp_path / "one", *longer)
+    two = continued(uninterrupted, tmp_path / "two")
+    job = two_ranks(recipe, tmp_path / "two", *longer)
+    said = job.communicate(timeout=600)[1]
+    assert job.returncode == 0, said[-3000:]
+    assert sorted(p.name for p in (two / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
+    assert {p.name for p in (last(two) / "hf").iterdir()} == {p.name for p in (last(one) / "hf").iterdir()}
+    assert_same_run(one, two, tolerance=1e-6)
+
+    shutil.rmtree(two / "checkpoints" / "step-000006")
+    assert (last(two) / "sharded").is_dir()
+    run(recipe, tmp_path / "two", *longer)
+    assert not (two / "checkpoints" / "step-000006" / "sharded").exists()
+    assert_same_run(one, two, tolerance=1e-6)
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_on_sigterm_with_a_checkpoint_that_one_process_goes_on_with(tmp_path: Path) -> None:
+    recipe, rare = "bt_rm_chain", ["checkpoint.every_steps=null", "optim.schedule=constant"]
+    job = two_ranks(recipe, tmp_path, *rare, "train.steps=100000")
+    records = tmp_path / recipe / "metrics.jsonl"
+    while job.poll() is None and not (records.exists() and len(records.read_text().splitlines()) > 2):
+        time.sleep(0.05)
+    job.send_signal(signal.SIGTERM)
+    said = job.communicate(timeout=600)[1]
+    assert "stopped by SIGTERM after step" in said
+    (saved,) = list_checkpoints(records.parent / "checkpoints")
+    steps = checkpoint_step(saved) + 2
+    run(recipe, tmp_path, *rare, f"train.steps={steps}", "run.resume=must")
+    assert [json.loads(line)["step"] for line in records.read_text().splitlines()] == list(range(steps + 1))
 
 
 # ---- beside a policy ---------------------------------------------

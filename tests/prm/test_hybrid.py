@@ -45,10 +45,13 @@ def runner():
         yield made
 
 
-def hybrid(runner: Runner, value: float = 0.9, **options: Any) -> Any:
+def hybrid_of(model: dict[str, Any], runner: Runner, **options: Any) -> Any:
     cls = SOURCES.get("hybrid")
-    given = {"model": {"kind": SAYS, "value": value}, **options}
-    return cls(parse_options(cls.Options, given, "sources.0"), source_context(runner))
+    return cls(parse_options(cls.Options, {"model": model, **options}, "sources.0"), source_context(runner))
+
+
+def hybrid(runner: Runner, value: float = 0.9, **options: Any) -> Any:
+    return hybrid_of({"kind": SAYS, "value": value}, runner, **options)
 
 
 def example(gold: Any = "7", **meta: Any) -> Example:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import urllib.request
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import pytest
 from prm.judge import cache
 from prm.judge.base import JudgeRequest, ReplyStatus
 from prm.judge.openai import OpenAIJudge
+from rollout.world import World
 from verifiers.errors import ConfigError, RunError
 from verifiers.options import parse_options
 
@@ -49,10 +50,10 @@ def server():
 def judge(server):
     made = []
 
-    def make(url=server.url, seed=0, **options):
+    def make(url=server.url, seed=0, world=None, **options):
         defaults = {"model": "m", "timeout_s": 30.0, "backoff_s": 0.01, "max_attempts": 3}
         values = {"base_url": url + "/v1", **defaults, **options}
-        made.append(OpenAIJudge(parse_options(OpenAIJudge.Options, values), seed=seed))
+        made.append(OpenAIJudge(parse_options(OpenAIJudge.Options, values), seed=seed, world=world))
         return made[-1]
 
     yield make
@@ -351,6 +352,71 @@ def test_a_resumed_run_goes_on_counting(judge):
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert [r.status for r in ask(second, "say a3", "say a4")] == ["ok", "refused_budget"]
     assert second.state_dict() == {"calls": 3, "tokens_in": 30, "tokens_out": 15}
+
+
+class ThreadOfRanks(World):
+    """A rank that is a thread of this process."""
+
+    def __init__(self, rank, said, all_said):
+        super().__init__(rank=rank, size=len(said))
+        object.__setattr__(self, "said", said)
+        object.__setattr__(self, "all_said", all_said)
+
+    def gather(self, value):
+        self.said[self.rank] = value
+        self.all_said.wait(timeout=30)
+        found = list(self.said)
+        self.all_said.wait(timeout=30)
+        return found
+
+
+@pytest.fixture
+def ranks(judge):
+    """(judges of so many ranks with one budget, what all of them say of their state when all are asked)."""
+
+    def make(count, **options):
+        said, all_said = [None] * count, threading.Barrier(count)
+        judges = [judge(world=ThreadOfRanks(rank, said, all_said), **options) for rank in range(count)]
+
+        def state():
+            with ThreadPoolExecutor(count) as pool:
+                return list(pool.map(OpenAIJudge.state_dict, judges))
+
+        return judges, state
+
+    return make
+
+
+def answered(judge, *contents):
+    return sum(r.status == "ok" for r in ask(judge, *contents))
+
+
+def test_ranks_together_never_pass_the_budget_and_what_one_leaves_is_dealt_out_when_they_meet(ranks):
+    (first, second), state = ranks(2, max_calls=5)
+    replies = ask(first, *(f"say first {i}" for i in range(9)))
+    assert [r.status for r in replies] == ["ok"] * 3 + ["refused_budget"] * 6
+    assert "rank 0 of 2" in replies[-1].detail
+    assert answered(second, "say second") == 1
+    assert state() == [{"calls": 4, "tokens_in": 40, "tokens_out": 20}] * 2
+    assert answered(second, "say more 1", "say more 2") == 0
+    assert answered(first, "say more 3", "say more 4") == 1
+    assert state()[0]["calls"] == 5
+    assert answered(first, "say more 5") + answered(second, "say more 6") == 0
+
+
+def test_a_resumed_run_of_more_ranks_deals_out_what_was_left(ranks):
+    before = {"calls": 4, "tokens_in": 40, "tokens_out": 20}
+    judges, state = ranks(3, max_calls=6)
+    for one in judges:
+        one.load_state_dict(before)
+    assert [answered(one, f"say {i} a", f"say {i} b") for i, one in enumerate(judges)] == [1, 1, 0]
+    assert state() == [{"calls": 6, "tokens_in": 60, "tokens_out": 30}] * 3
+
+
+def test_ranks_share_a_budget_of_tokens(ranks):
+    judges, state = ranks(2, max_total_tokens=31, max_concurrency=1)  # 16 and 15; 15 a reply
+    assert [answered(one, *(f"say {i} {k}" for k in range(4))) for i, one in enumerate(judges)] == [2, 1]
+    assert state()[0] == {"calls": 3, "tokens_in": 30, "tokens_out": 15}
 
 
 def test_a_budget_of_nothing_still_reads_the_cache(judge, tmp_path):

@@ -12,6 +12,7 @@ from prm.judge.base import Judge, JudgeReply, ReplyStatus
 from prm.judge.outcome import JudgeSource, agreement
 from prm.signal import SOURCES, Signal
 from rollout.trajectory import Finish
+from rollout.world import World
 from tests.helpers import CPU, tokenizer, trajectory
 from tests.prm.test_judge_openai import BAD, SLOW, ServerProcess
 from verifiers import Runner
@@ -65,7 +66,7 @@ def source(runner):
 
     def make(*script, judge=None, **options):
         part = judge or {"kind": "tests.prm.test_judge_source:Scripted", "script": list(script)}
-        context = SimpleNamespace(runner=runner, tokenizer=tokenizer(), device=CPU, seed=0)
+        context = SimpleNamespace(runner=runner, tokenizer=tokenizer(), device=CPU, seed=0, world=World())
         made.append(JudgeSource(parse_options(JudgeSource.Options, {"judge": part, **options}), context))
         return made[-1]
 

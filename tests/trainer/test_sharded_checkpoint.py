@@ -22,7 +22,7 @@ def test_a_learner_filled_from_it_goes_on_bit_for_bit(tmp_path, overrides):
     second = make_learner(overrides)
     for parameter in second.trainable():
         parameter.data.add_(1.0)
-    read_tensors(tmp_path, second, {})
+    read_tensors(tmp_path, tensors(second, {}))
     second.load_plain_state(first.plain_state())
     assert first.update(batch) == second.update(batch)
     for a, b in zip(first.trainable(), second.trainable(), strict=True):
