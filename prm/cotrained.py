@@ -25,7 +25,7 @@ from rollout.models import DTYPES, load_policy, read_weights, save_weights
 from rollout.options import ModelConfig, OptimConfig, ShardingOptions
 from rollout.packed_model import PackedModel
 from rollout.packing import PackedBatch, Packer, TokenSequence, per_sequence
-from rollout.sharding import full_state, load_full, load_optimizer, optimizer_state, optimizer_tensors, shard
+from rollout.sharding import load_full, load_optimizer, optimizer_state, optimizer_tensors, shard, whole
 
 # (micro-batch, the head's output [R]) -> (loss: a sum over what the micro-batch holds, sums to report by name)
 BatchLoss = Callable[[PackedBatch, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -78,7 +78,7 @@ class CoTrained:
         self.setup, self.optim, self.read, self.exported_as = setup, optim, read, exported_as
         compute_dtype = DTYPES[setup.model.compute_dtype]
         self.world = setup.packer.world
-        policy = load_policy(setup.model.model_copy(update={"lora": None}), setup.seed, setup.device)
+        policy = load_policy(setup.model.model_copy(update={"lora": None}), setup.seed, setup.device, self.world)
         self.hf_config, self.causal_lm = policy.config, policy.model
         self.trunk: nn.Module = self.causal_lm.model
         self.head: nn.Linear | None = None
@@ -116,7 +116,7 @@ class CoTrained:
         if self.head is None:
             load_full(self.causal_lm, weights)
             return
-        load_full(self.trunk, {n.removeprefix("model."): t for n, t in weights.items() if n.startswith("model.")})
+        load_full(self.trunk, weights, prefix="model.")
 
     # ---- forward -----------------------------------------------------
 
@@ -171,12 +171,13 @@ class CoTrained:
 
     # ---- state -------------------------------------------------------
 
-    def weights(self) -> dict[str, Tensor]:
-        """Whole tensors by the names of the transformers class that `export_hf` names. All ranks must ask."""
+    def weights(self) -> Mapping[str, Tensor]:
+        """Whole tensors by the names of the transformers class that `export_hf` names. Several ranks: gathered when
+        they are read, and all ranks must read them."""
         if self.head is None:
-            return full_state(self.causal_lm)
-        trunk = {f"model.{name}": tensor for name, tensor in full_state(self.trunk).items()}
-        return trunk | {f"score.{name}": tensor for name, tensor in full_state(self.head).items()}
+            return whole(self.causal_lm.state_dict())
+        trunk = {f"model.{name}": tensor for name, tensor in self.trunk.state_dict().items()}
+        return whole(trunk | {f"score.{name}": tensor for name, tensor in self.head.state_dict().items()})
 
     def export_hf(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """config.json and safetensors, for `AutoModelForCausalLM`, or for `AutoModelForTokenClassification` or

@@ -12,6 +12,7 @@ halves the rest; keys are stored transposed ([D, C]) so that both products are p
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -91,6 +92,11 @@ class DecodeState:
     column: int  # where the next token's key is written
 
 
+def _layer_of(name: str) -> str:
+    """``model.layers.7.`` of a weight of layer 7, nothing of the others."""
+    return ".".join(name.split(".")[:3]) + "." if name.startswith("model.layers.") else ""
+
+
 def check_decodable(config: PretrainedConfig) -> None:
     """Raise `ModelError` for an architecture that `LlamaDecoder` does not know."""
     if config.model_type not in SUPPORTED:
@@ -129,43 +135,57 @@ class LlamaDecoder:
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Cast, fuse and pack weights given by their Hugging Face names. RMSNorm gains are folded into the matrices
-        that follow them (in float32, before the cast)."""
+        """Cast, fuse and pack weights given by their Hugging Face names, read once, in their order: a layer is made
+        when its last tensor has come. RMSNorm gains are folded into the matrices that follow them (in float32, before
+        the cast)."""
+        self.unload()
+        head = "model.embed_tokens.weight" if self.tied or "lm_head.weight" not in weights else "lm_head.weight"
+        left = Counter(map(_layer_of, weights))
+        waiting: dict[str, dict[str, Tensor]] = {}
+        layers: dict[str, _Layer] = {}
+        ends: dict[str, Tensor] = {}
+        for name, tensor in weights.items():
+            if layer := _layer_of(name):
+                waiting.setdefault(layer, {})[name.removeprefix(layer)] = tensor.detach()
+                left[layer] -= 1
+                if not left[layer]:
+                    layers[layer] = self._layer(waiting.pop(layer))
+            elif name in (head, "model.norm.weight"):
+                ends[name] = tensor.detach().to(self.device, torch.float32)
+            if name == "model.embed_tokens.weight":
+                # a copy: the matrices are copies too, and weights may be views of a model that is being trained
+                self.embedding_VE = tensor.detach().to(self.device, self.dtype, copy=True)
+            del tensor  # before the next one is read
+        self.head = FusedLinear((ends[head] * ends["model.norm.weight"]).to(self.dtype), None)
+        self.layers = [layers[f"model.layers.{i}."] for i in range(self.num_layers)]
+
+    def _layer(self, tensors: Mapping[str, Tensor]) -> _Layer:
+        """tensors: of one layer, by their names inside it."""
 
         def get(name: str) -> Tensor:
-            return weights[name].detach().to(self.device, torch.float32)
+            return tensors[name].to(self.device, torch.float32)
 
         def linear(names: list[str], gain: Tensor | None = None, silu: bool = False) -> FusedLinear:
             weight = torch.cat([get(f"{n}.weight") for n in names])
             weight = weight if gain is None else weight * gain
-            has_bias = f"{names[0]}.bias" in weights
+            has_bias = f"{names[0]}.bias" in tensors
             bias = torch.cat([get(f"{n}.bias") for n in names]).to(self.dtype) if has_bias else None
             return FusedLinear(weight.to(self.dtype), bias, silu)
 
-        self.layers = []
-        for i in range(self.num_layers):
-            at, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
-            norm_1 = get(f"model.layers.{i}.input_layernorm.weight")
-            norm_2 = get(f"model.layers.{i}.post_attention_layernorm.weight")
-            head_norms = [
-                get(f"{at}.{n}.weight").to(self.dtype, copy=True) if f"{at}.{n}.weight" in weights else None
-                for n in ("q_norm", "k_norm")
-            ]
-            self.layers.append(
-                _Layer(
-                    qkv=linear([f"{at}.q_proj", f"{at}.k_proj", f"{at}.v_proj"], norm_1),
-                    out=linear([f"{at}.o_proj"]),
-                    gate=linear([f"{mlp}.gate_proj"], norm_2, silu=True),
-                    up=linear([f"{mlp}.up_proj"], norm_2),
-                    down=linear([f"{mlp}.down_proj"]),
-                    q_norm=head_norms[0],
-                    k_norm=head_norms[1],
-                )
-            )
-        # a copy: the matrices above are copies too, and weights may be views of a model that is being trained
-        self.embedding_VE = weights["model.embed_tokens.weight"].detach().to(self.device, self.dtype, copy=True)
-        head = "model.embed_tokens" if self.tied or "lm_head.weight" not in weights else "lm_head"
-        self.head = linear([head], get("model.norm.weight"))
+        norm_1, norm_2 = get("input_layernorm.weight"), get("post_attention_layernorm.weight")
+        head_norms = [
+            get(f"self_attn.{n}.weight").to(self.dtype, copy=True) if f"self_attn.{n}.weight" in tensors else None
+            for n in ("q_norm", "k_norm")
+        ]
+        return _Layer(
+            qkv=linear([f"self_attn.{n}_proj" for n in "qkv"], norm_1),
+            out=linear(["self_attn.o_proj"]),
+            gate=linear(["mlp.gate_proj"], norm_2, silu=True),
+            up=linear(["mlp.up_proj"], norm_2),
+            down=linear(["mlp.down_proj"]),
+            q_norm=head_norms[0],
+            k_norm=head_norms[1],
+        )
 
     def unload(self) -> None:
         """Give the weights' memory back."""

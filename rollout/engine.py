@@ -7,10 +7,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rollout.packing import TokenSequence
+from rollout.sharding import WholeWeights
 from rollout.trajectory import Trajectory
 from rollout.world import World
 from verifiers.errors import ModelError, RunError
@@ -62,7 +64,12 @@ class Engine(Protocol):
         ...
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
-        """Take new weights by their Hugging Face names (LoRA already merged). `version` is stamped on trajectories."""
+        """Take new weights by their Hugging Face names (LoRA already merged), reading each once, in their order: with
+        several ranks reading one gathers it, and what is kept of it is the engine's. `version` is stamped on
+        trajectories.
+
+        An engine that rounds every matrix to one dtype, and does nothing else to it, may have an attribute
+        `weights_dtype`: it is then given matrices of that dtype, and half as much is gathered."""
         ...
 
     def sleep(self) -> None:
@@ -70,6 +77,24 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def hand_over(engine: Engine, weights: Mapping[str, Tensor], version: int) -> None:
+    """`engine.load_weights`, also of weights that lie on several ranks: where the engine raises, or does not read all,
+    this rank still takes part in gathering the rest, so that no other waits for it."""
+    if not isinstance(weights, WholeWeights):
+        engine.load_weights(weights, version)
+        return
+    weights = _as_wanted(engine, weights)
+    try:
+        engine.load_weights(weights, version)
+    finally:
+        weights.finish()
+
+
+def _as_wanted(engine: Engine, weights: WholeWeights) -> WholeWeights:
+    dtype: torch.dtype | None = getattr(engine, "weights_dtype", None)
+    return weights if dtype is None else weights.rounded_to(dtype)
 
 
 class SharedEngine:
@@ -99,7 +124,16 @@ class SharedEngine:
         return [trajectory for place in range(len(prompts)) for trajectory in found[place]]
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
-        self.own.load_weights(weights, version)
+        """Every rank's engine takes them. Where it says `serves_all_ranks` (a server), rank 0's takes them for all, and
+        the others are told so (`took`)."""
+        is_one = getattr(self.own, "serves_all_ranks", False) and self.world.size > 1
+        if not is_one or self.world.is_main:
+            hand_over(self.own, weights, version)
+        elif isinstance(weights, WholeWeights):
+            _as_wanted(self.own, weights).finish()
+        if is_one:
+            self.world.barrier()
+            self.own.took(version)  # type: ignore[attr-defined]
 
     def sleep(self) -> None:
         self.own.sleep()

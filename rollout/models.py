@@ -33,6 +33,7 @@ from data.hub import use_cache_if_unreachable
 from data.sources import resolve_path
 from rollout import attention
 from rollout.options import ModelConfig
+from rollout.world import World
 from verifiers.errors import MissingExtraError, ModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -120,15 +121,22 @@ def load_config(options: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pre
     return config
 
 
-def load_policy(options: ModelConfig, seed: int, device: torch.device) -> Policy:
-    """The policy in training form: master dtype, packed attention, LoRA attached, dropout off."""
+def load_policy(options: ModelConfig, seed: int, device: torch.device, world: World | None = None) -> Policy:
+    """The policy in training form: master dtype, packed attention, LoRA attached, dropout off.
+
+    world: several ranks that will share it (`rollout.sharding.shard`). Rank 0 has it in its host's memory, whole; that
+    of the others is without memory. All have the random state of rank 0 afterwards.
+    """
+    if world is not None and world.size > 1:
+        device = torch.device("cpu" if world.is_main else "meta")
     tokenizer = load_tokenizer(options)
     config = load_config(options, tokenizer)
     # with LoRA the base is frozen and needs no master copy
     dtype = DTYPES[options.compute_dtype if options.lora else options.master_dtype]
     torch.manual_seed(seed)
     if options.scratch is not None:
-        model: Any = nn.Module.to(LlamaForCausalLM(config), dtype=dtype)
+        with torch.device(device if device.type == "meta" else "cpu"):
+            model: Any = nn.Module.to(LlamaForCausalLM(config), dtype=dtype)
     else:
         assert options.path is not None
         try:
@@ -137,6 +145,7 @@ def load_policy(options: ModelConfig, seed: int, device: torch.device) -> Policy
                 dtype=dtype,
                 revision=options.revision,
                 trust_remote_code=options.trust_remote_code,
+                device_map="meta" if device.type == "meta" else None,
             )
         except (OSError, ValueError) as error:
             raise _cannot_load("model", options.path, error) from error
@@ -149,6 +158,8 @@ def load_policy(options: ModelConfig, seed: int, device: torch.device) -> Policy
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     eos_ids = end_ids(tokenizer, model)
     policy_model: Any = model if options.lora is None else _attach_lora(model, options)
+    if world is not None and world.size > 1:
+        torch.set_rng_state(world.from_main(torch.get_rng_state))
     return Policy(policy_model.to(device).train(), tokenizer, eos_ids, config)
 
 

@@ -5,7 +5,7 @@ A process alone is the same code: nothing is sharded, and the functions hand the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ def shard(model: PackedModel, world: World, options: ShardingOptions) -> None:
     gathered when it runs, in the compute dtype; what is left (embeddings, norms, the vocabulary's head) is gathered
     with the model itself, and the head of one number stays in its own dtype.
 
+    The weights are those of rank 0, handed out one tensor at a time; the others' may be without memory (`load_policy`).
+
     Gradients are summed over the ranks, not averaged: the weights of the losses count the whole batch. They are reduced
     in float32. With two copies or more (`hardware.distributed.replicas`) each copy is sharded over its own ranks.
     """
@@ -31,6 +33,7 @@ def shard(model: PackedModel, world: World, options: ShardingOptions) -> None:
     mesh = world.mesh["shard"] if world.mesh.size(0) == 1 else world.mesh
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if options.offload else OffloadPolicy()
     how: dict[str, Any] = {"mesh": mesh, "offload_policy": offload}
+    tensors = _take_tensors(model)
     if model.head is not None:
         fully_shard(model.head, reshard_after_forward=True, **how)
     if model.compute_dtype == torch.bfloat16:
@@ -40,10 +43,51 @@ def shard(model: PackedModel, world: World, options: ShardingOptions) -> None:
     # given back at once, also at the root: a forward without a backward would leave weights that an optimizer step or
     # a checkpoint does not reach
     fully_shard(model, reshard_after_forward=True, **how)
+    _place(model, tensors if world.is_main else {}, world, options)
     for unit in model.modules():
         if isinstance(unit, FSDPModule):
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+
+
+def _places(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    """Where each parameter stands; a tied one stands in several places."""
+    places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            places.setdefault(parameter, []).append((module, name))
+    return list(places.values())
+
+
+def _take_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of `model` by name; its parameters are left without memory."""
+    taken = {name: tensor.detach() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    for places in _places(model):
+        parameter = getattr(*places[0])
+        hollow = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        for module, name in places:
+            setattr(module, name, hollow)
+    return taken
+
+
+@torch.no_grad()
+def _place(model: nn.Module, tensors: dict[str, Tensor], world: World, options: ShardingOptions) -> None:
+    """Give the sharded `model` memory for its shards and what it is to hold. tensors: of rank 0, given away."""
+    assert world.mesh is not None
+    kind = world.mesh.device_type
+    device = torch.device(kind, world.local_rank) if kind == "cuda" else torch.device(kind)
+    tied = _places(model)
+
+    def allocated(tensor: Tensor) -> Tensor:
+        where = torch.device("cpu") if options.offload and isinstance(tensor, DTensor) else device
+        return torch.empty_like(tensor, device=where) if tensor.is_meta else tensor.to(where)
+
+    model._apply(allocated)
+    for (first, name), *others in tied:
+        for module, other in others:
+            setattr(module, other, getattr(first, name))
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        tensor.copy_(like(world.broadcast(tensors.pop(name, None), tensor, device), tensor))
 
 
 def transformer_layers(module: nn.Module) -> list[nn.Module]:
@@ -57,9 +101,89 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+class WholeWeights(Mapping[str, Tensor]):
+    """Tensors that lie in shards on the ranks, each gathered when it is read and kept by the reader only: never more
+    than one of them is whole here. All ranks must read the same names in the same order.
+
+    changes: by name, what is made of a tensor before it is gathered (a merged adapter). dtype: of the matrices, rounded
+    before they are gathered; None: their own.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        changes: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        self._tensors, self._changes, self.dtype = tensors, changes or {}, dtype
+        self._names = list(tensors)
+        self._place = {name: i for i, name in enumerate(self._names)}
+        self._next = 0  # place of the name after the one read last
+        self._is_cut = False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._place  # the inherited one would gather it
+
+    def shape(self, name: str) -> torch.Size:
+        """Of the whole tensor, without gathering it."""
+        return self._tensors[name].shape
+
+    @torch.no_grad()
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._tensors[name].detach()
+        self._next, self._is_cut = self._place[name] + 1, True
+        if name in self._changes:
+            tensor = self._changes[name](tensor)
+        if self.dtype is not None and tensor.is_floating_point() and tensor.ndim > 1:
+            tensor = tensor.to(self.dtype)
+        whole = full(tensor)
+        self._is_cut = False
+        return whole
+
+    def rounded_to(self, dtype: torch.dtype) -> WholeWeights:
+        """The same with matrices of `dtype`."""
+        return WholeWeights(self._tensors, self._changes, dtype)
+
+    def finish(self) -> None:
+        """Take part in gathering what the reader left unread: other ranks may wait for it. Nothing after an exchange
+        that failed, since no rank goes on from there."""
+        for name in () if self._is_cut else self._names[self._next :]:
+            if isinstance(self._tensors[name], DTensor):
+                self[name]
+
+
+def whole(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors themselves where none is sharded, else `WholeWeights`."""
+    sharded = any(isinstance(tensor, DTensor) for tensor in tensors.values())
+    return WholeWeights(tensors) if sharded else {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def whole_shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Of the whole tensors, in their order, without gathering any."""
+    if isinstance(weights, WholeWeights):
+        return {name: weights.shape(name) for name in weights}
+    return {name: tensor.shape for name, tensor in weights.items()}
+
+
+def on_host(weights: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """Copies in the host's memory, made one at a time; keep=False takes part in gathering them and keeps none. All
+    ranks must ask."""
+    copies: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if keep:
+            copies[name] = tensor.detach().to("cpu", copy=True)
+    return copies
+
+
 def full_state(module: nn.Module) -> dict[str, Tensor]:
     """`state_dict` in whole tensors. All ranks must ask."""
-    return {name: full(tensor.detach()) for name, tensor in module.state_dict().items()}
+    return dict(whole(module.state_dict()))
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
@@ -71,10 +195,17 @@ def like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def load_full(module: nn.Module, weights: Mapping[str, Tensor], strict: bool = True) -> tuple[list[str], list[str]]:
-    """`load_state_dict` of whole tensors: (missing, unexpected) names."""
+def load_full(
+    module: nn.Module, weights: Mapping[str, Tensor], strict: bool = True, prefix: str = ""
+) -> tuple[list[str], list[str]]:
+    """`load_state_dict` of whole tensors, read one at a time, those whose names begin with `prefix`, without it:
+    (missing, unexpected) names."""
     own = module.state_dict()
-    placed = {name: like(tensor, own[name]) if name in own else tensor for name, tensor in weights.items()}
+    placed: dict[str, Tensor] = {}
+    for full_name in weights:
+        if full_name.startswith(prefix):
+            name = full_name.removeprefix(prefix)
+            placed[name] = like(weights[full_name], own[name]) if name in own else weights[full_name]
     missing, unexpected = module.load_state_dict(placed, strict=strict)
     return missing, unexpected
 

@@ -100,6 +100,7 @@ class VllmEngine:
         self.tokenizer, self.eos_ids = tokenizer, tuple(eos_ids)
         self.max_prompt_tokens, self.max_response_tokens = max_prompt_tokens, max_response_tokens
         self.version = -1
+        self.weights_dtype = dtype
         self._ready = False
         max_model_len = context_tokens(config, max_prompt_tokens + max_response_tokens)
         self.backend: Backend
@@ -127,6 +128,14 @@ class VllmEngine:
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
         self.backend.load(weights, version)
+        self.took(version)
+
+    @property
+    def serves_all_ranks(self) -> bool:
+        return self.options.server_url is not None
+
+    def took(self, version: int) -> None:
+        """What samples has the weights of `version`."""
         self.version, self._ready = version, True
 
     def sleep(self) -> None:

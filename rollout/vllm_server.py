@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rollout.models import save_weights
+from rollout.sharding import whole_shapes
 from rollout.vllm_requests import Answer, Request, SampleRequest, answer_of_json
 from verifiers.errors import ModelError, RunError
 
@@ -165,7 +166,7 @@ class FolderPush:
         shutil.rmtree(target, ignore_errors=True)
         try:
             target.mkdir(parents=True)
-            save_weights({name: tensor.to(self.dtype) for name, tensor in weights.items()}, target)
+            save_weights({name: tensor.to("cpu", self.dtype) for name, tensor in weights.items()}, target)
         except OSError as error:
             raise RunError(f"The weights for the vLLM server cannot be written: {error}", where=str(target),
                            fix="free space, or another rollout.engine_options.weights_folder") from error  # fmt: skip
@@ -224,7 +225,8 @@ class NcclPush:
 
         class Weights(WeightSource):
             def metadata(self) -> list[Any]:
-                return [ParamMeta(name, pusher.dtype, tuple(t.shape)) for name, t in pusher._weights.items()]
+                shapes = whole_shapes(pusher._weights)
+                return [ParamMeta(name, pusher.dtype, tuple(shape)) for name, shape in shapes.items()]
 
             def __iter__(self) -> Iterator[tuple[str, Tensor]]:
                 for name, tensor in pusher._weights.items():

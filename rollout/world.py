@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -25,6 +26,15 @@ from verifiers.errors import ConfigError, RunError
 
 K = TypeVar("K")
 T = TypeVar("T")
+
+
+_of_thread = threading.local()
+
+
+def exchange_over(group: dist.ProcessGroup) -> None:
+    """From here on this thread's exchanges go over `group`, apart from those of the other threads, which every rank may
+    begin in another order."""
+    _of_thread.group = group
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class World:
         """The rank that writes the records."""
         return self.rank == 0
 
-    # ---- exchanges: every rank calls them in the same order ----------
+    # ---- exchanges: every rank calls them in the same order, thread by thread (`exchange_over`) ----------
 
     def gather(self, value: T) -> list[T]:
         """`value` of every rank, by rank."""
@@ -51,13 +61,23 @@ class World:
             return [value]
         self.state["waits_for"] = "what the other ranks found"
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value, group=getattr(_of_thread, "group", None))
         self.state.pop("waits_for", None)
         return found
 
     def from_main(self, value: Callable[[], T]) -> T:
         """What rank 0 makes of `value()`; the others do not call it."""
         return self.gather(value() if self.is_main else None)[0]  # type: ignore[return-value]
+
+    def broadcast(self, tensor: Tensor | None, like: Tensor, device: torch.device) -> Tensor:
+        """`tensor` of rank 0, on `device` of every rank. like: its shape and dtype; it may be without memory."""
+        given = (
+            torch.empty(like.shape, dtype=like.dtype, device=device)
+            if tensor is None
+            else tensor.to(device).contiguous()
+        )
+        dist.broadcast(given, 0)
+        return given
 
     def union(self, mine: Mapping[K, T]) -> dict[K, T]:
         """The entries of all ranks; no key is of two."""

@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prm.cotrained import CoTrained
 from rollout.models import read_weights, save_weights
+from rollout.sharding import on_host
 from trainer.learner import Learner
 from trainer.records import fsync_path
 from verifiers.errors import RunError
@@ -131,8 +132,10 @@ def export_hf(
 ) -> None:
     """config.json, generation_config.json, tokenizer files and safetensors, as `from_pretrained` wants them. weights:
     the learner's, where they were asked for before; else all ranks must call this, and rank 0 writes."""
-    gathered = dict(learner.weights() if weights is None else weights)
-    if not learner.world.is_main:
+    world = learner.world
+    if weights is None:
+        weights = learner.weights() if world.size == 1 else on_host(learner.weights(), world.is_main)
+    if not world.is_main:
         return
     policy = learner.policy
     config = copy.deepcopy(policy.config)
@@ -148,8 +151,8 @@ def export_hf(
     generation.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if config.tie_word_embeddings:
-        gathered.pop("lm_head.weight", None)
-    save_weights(gathered, folder)
+        weights = {name: tensor for name, tensor in weights.items() if name != "lm_head.weight"}
+    save_weights(weights, folder)
 
 
 def load_checkpoint(path: Path, learner: Learner, models: Mapping[str, CoTrained] | None = None) -> dict[str, Any]:

@@ -172,10 +172,9 @@ def _check(parsed: argparse.Namespace) -> int:
     from verifiers.errors import ConfigError
 
     if isinstance(config, FitConfig):
-        if parsed.gpus is not None or parsed.calibrate:
-            raise ConfigError("--gpus and --calibrate are for recipes of `assay train`.", where=parsed.recipe,
-                              fix="leave them out")  # fmt: skip
-        report = check_fit(config)
+        if parsed.calibrate:
+            raise ConfigError("--calibrate is for recipes with rollouts.", where=parsed.recipe, fix="leave it out")
+        report = check_fit(config, parsed.gpus)
     else:
         if config.engine == "verl":
             from trainer.verl import translate

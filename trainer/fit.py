@@ -28,18 +28,20 @@ from prm.optim import NonFiniteError
 from prm.reward_model import REWARD_MODELS, FitContext, RewardModel, TooLong, build, flat, write_card
 from rollout.models import load_config, load_tokenizer
 from rollout.packing import Packer, TokenIds
+from rollout.sharding import on_host
+from rollout.world import launched_size
 from trainer.checkpoint import prune, reading, rng_state, set_rng_state, writing
 from trainer.compose import to_yaml
 from trainer.config import DataPart
-from trainer.derived import render_table
+from trainer.derived import memory_numbers, render_table
 from trainer.display import Display
 from trainer.fit_config import FitConfig
 from trainer.loop import StopRequested, due
-from trainer.memory import model_facts
-from trainer.preflight import PreflightReport
+from trainer.memory import ModelFacts, estimate_fit, model_facts
+from trainer.preflight import PreflightReport, check_gpus
 from trainer.records import NoRecords, RunFolder, check_writable
 from trainer.session import join
-from trainer.sharded_checkpoint import FOLDER, ShardedWriter, Snapshot, read_tensors, whole_copy
+from trainer.sharded_checkpoint import FOLDER, ShardedWriter, Snapshot, read_tensors
 from trainer.train import install_sigterm, newest_checkpoint, peak_memory_mb, watched
 from verifiers.errors import ConfigError, DataError, RunError
 from verifiers.options import parse_options
@@ -65,7 +67,7 @@ class Fit:
     config: FitConfig
     tokenizer: PreTrainedTokenizerBase
     model_config: PretrainedConfig
-    num_parameters: int
+    facts: ModelFacts
     reward_model: RewardModel
     train: Examples
     evals: dict[str, Examples]
@@ -79,17 +81,22 @@ class Fit:
     def steps(self) -> int:
         return self.config.train.total_steps(len(self.train.examples))
 
-    def derived(self) -> dict[str, int | float | str]:
+    def derived(self, ranks: int) -> dict[str, int | float | str]:
+        """Memory is that of one of `ranks` processes at its peak."""
         train = self.config.train
         tokens = [len(s.prompt_ids) + len(s.response_ids) for one in self.train.sequences for s in one]
+        step_tokens = round(sum(tokens) / len(self.train.examples) * train.examples_per_step)
+        memory = estimate_fit(self.config, self.facts, self.reward_model.head, step_tokens, max(tokens), ranks)
         return {
             "reward_model": self.config.reward_model.kind,
-            "parameters": self.num_parameters,
+            "parameters": self.facts.parameters,
             "train_examples": len(self.train.examples),
             "optimizer_steps": self.steps,
             "epochs": round(self.steps * train.examples_per_step / len(self.train.examples), 2),
-            "tokens_per_step": round(sum(tokens) / len(self.train.examples) * train.examples_per_step),
+            "tokens_per_step": step_tokens,
             "longest_sequence_tokens": max(tokens),
+            **({"ranks": ranks} if ranks > 1 else {}),
+            **memory_numbers(memory),
         }
 
 
@@ -107,10 +114,13 @@ class FitState:
 # ---- the run -----------------------------------------------------
 
 
-def check_fit(config: FitConfig) -> PreflightReport:
-    """All checks, nothing trained, nothing written. Raises the `AssayError` that training would raise."""
+def check_fit(config: FitConfig, gpus: int | None = None) -> PreflightReport:
+    """All checks, nothing trained, nothing written. Raises the `AssayError` that training would raise. gpus: the memory
+    of one of so many ranks, as `trainer.preflight.check`."""
+    if gpus is not None:
+        check_gpus(config.hardware, gpus)
     prepared = prepare_fit(config)
-    return PreflightReport(prepared.derived(), prepared.lines)
+    return PreflightReport(prepared.derived(gpus or launched_size()), prepared.lines)
 
 
 def fit(config: FitConfig) -> Path:
@@ -121,8 +131,8 @@ def fit(config: FitConfig) -> Path:
     with FitSession(config) as session, watched(session.world, config):
         state = session.resume()
         install_sigterm(session)
-        session.folder.open(config, to_yaml(config), session.fit.derived())
-        session.display.table(render_table(session.fit.derived()))
+        session.folder.open(config, to_yaml(config), session.fit.derived(session.world.size))
+        session.display.table(render_table(session.fit.derived(session.world.size)))
         for line in session.fit.lines:
             session.display.note(line)
         if state is None:
@@ -293,7 +303,7 @@ class FitSession:
         if self.writer is not None:
             self.writer.finish()
             content["model"] = self.model.plain_state()
-            weights = whole_copy(self.model.weights(), self.world)
+            weights = on_host(self.model.weights(), self.world.is_main)
             what = Snapshot(self.model.tensors(), content, lambda folder: self.export(folder / "hf", weights))
             self.writer.start(final, what, meta, best)
         elif not (final / "meta.json").exists():
@@ -342,9 +352,9 @@ def prepare_fit(config: FitConfig) -> Fit:
     check_writable(run_path, min_free_mb=64)
     tokenizer = load_tokenizer(config.model)
     model_config = load_config(config.model, tokenizer)
-    parameters = model_facts(model_config).parameters
+    facts = model_facts(model_config)
     kept = config.checkpoint.keep_last + 1 + (config.checkpoint.best_by is not None)
-    check_writable(run_path, min_free_mb=64 + kept * 12 * parameters // 2**20)  # weights and AdamW's moments
+    check_writable(run_path, min_free_mb=64 + kept * 12 * facts.parameters // 2**20)  # weights and AdamW's moments
     limit = getattr(model_config, "max_position_embeddings", None)
     if limit is not None and config.data.max_tokens > limit:
         raise ConfigError(f"data.max_tokens={config.data.max_tokens} exceeds the model's {limit} positions.",
@@ -371,7 +381,7 @@ def prepare_fit(config: FitConfig) -> Fit:
         raise ConfigError(f"A step of {config.train.examples_per_step} examples exceeds the {len(train.examples)} "
                           "training examples.", where="train.examples_per_step",
                           fix=f"at most {len(train.examples)}, or more data")  # fmt: skip
-    return Fit(config, tokenizer, model_config, parameters, reward_model, train, evals, lines)
+    return Fit(config, tokenizer, model_config, facts, reward_model, train, evals, lines)
 
 
 def _load_part(source: DataPart, key: str) -> list[Labelled]:

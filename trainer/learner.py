@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -24,6 +25,7 @@ from rollout.models import DTYPES, Policy, load_policy
 from rollout.packed_model import PackedModel
 from rollout.packing import PackedBatch, Packer, TokenSequence, per_sequence
 from rollout.sharding import (
+    WholeWeights,
     full,
     full_state,
     like,
@@ -32,6 +34,7 @@ from rollout.sharding import (
     optimizer_state,
     optimizer_tensors,
     shard,
+    whole,
 )
 from rollout.trajectory import Trajectory
 from trainer.config import Config, OptimConfig
@@ -124,11 +127,10 @@ class Learner:
         the reference is then the model without its adapter."""
         if not needs_reference(self.config.objective.kl) or self.config.model.lora is not None:
             return
-        reference: Any = load_policy(self.config.model, self.config.seed, self.device).model.eval()
-        weights = full_state(self.model)
-        reference.load_state_dict(weights)
+        reference: Any = load_policy(self.config.model, self.config.seed, self.device, self.world).model.eval()
         reference = reference.to(self.compute_dtype).requires_grad_(False)
         self.reference = self._packed_model(reference, None)
+        self.move_reference(self.weights())
 
     def move_reference(self, weights: Mapping[str, Tensor]) -> None:
         """Let the KL term pull towards these weights (plain Hugging Face names). It must have a model of its own."""
@@ -397,10 +399,11 @@ class Learner:
     # ---- weights and state -------------------------------------------
 
     def weights(self) -> Mapping[str, Tensor]:
-        """The policy's whole weights by their plain Hugging Face names, LoRA merged. One process and full fine-tuning:
-        views, not copies. All ranks must ask."""
+        """The policy's whole weights by their plain Hugging Face names. One process and full fine-tuning: views, not
+        copies. Several ranks: gathered one at a time, when they are read; all ranks must read them. LoRA: merged when
+        they are read."""
         if self.config.model.lora is None:
-            return full_state(self.model)
+            return whole(self.model.state_dict())
         return merged_lora_weights(self.causal_lm(self.model))
 
     def state_dict(self) -> dict[str, Any]:
@@ -466,23 +469,29 @@ def value_loss_term(batch: TrainingBatch, index: Sequence[int], options: ValueLo
     return term
 
 
-def merged_lora_weights(causal_lm: nn.Module) -> dict[str, Tensor]:
-    """W + scaling * B A for every adapted layer, without touching the model (merging in place would round it)."""
+def merged_lora_weights(causal_lm: nn.Module) -> WholeWeights:
+    """W + scaling * B A for every adapted layer, each made when it is read, without touching the model (merging in
+    place would round it)."""
     from peft.tuners.lora import LoraLayer
 
-    out: dict[str, Tensor] = {}
-    for name, tensor in full_state(causal_lm).items():
-        if "lora_" not in name:
-            out[name.replace(".base_layer.", ".")] = tensor
-    for name, module in causal_lm.named_modules():
-        if isinstance(module, LoraLayer):
-            for adapter in module.active_adapters:
-                weight = out[f"{name}.weight"]
-                delta = full(module.get_delta_weight(adapter).detach())  # type: ignore[operator]
-                out[f"{name}.weight"] = (weight.to(delta.dtype) + delta).to(
-                    torch.promote_types(weight.dtype, delta.dtype)
-                )
-    return out
+    tensors = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in causal_lm.state_dict().items()
+        if "lora_" not in name
+    }
+    changes = {
+        f"{name}.weight": partial(_with_adapters, module)
+        for name, module in causal_lm.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    return WholeWeights(tensors, changes)
+
+
+def _with_adapters(module: Any, weight: Tensor) -> Tensor:
+    for adapter in module.active_adapters:
+        delta = module.get_delta_weight(adapter).detach()
+        weight = (weight.to(delta.dtype) + delta).to(torch.promote_types(weight.dtype, delta.dtype))
+    return weight
 
 
 def split_by_group(trajectories: Sequence[Trajectory], parts: int) -> list[list[int]]:

@@ -23,9 +23,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from prm.signal import SOURCES
-from rollout.options import LoraOptions
+from rollout.options import LoraOptions, ModelConfig
 from rollout.sharding import transformer_layers
-from trainer.config import Config
+from trainer.config import Config, HardwareConfig
+from trainer.fit_config import FitConfig
 from trainer.objective import needs_reference
 from verifiers.errors import ConfigError
 from verifiers.options import parse_options
@@ -167,25 +168,155 @@ def layer_bytes_a_token(facts: ModelFacts, precision: Precision, flash: bool, lo
     return 4 * single + 2 * half + statistics
 
 
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """The forward and backward passes of one rank over its share of an optimizer step, in micro-batches of `tokens`.
+
+    head_tokens: tokens of a micro-batch that go through the vocabulary's head, at most `chunk_tokens` at a time; None
+    for a model whose head is one number.
+    """
+
+    facts: ModelFacts
+    model: ModelConfig
+    tokens: int
+    microbatches: int
+    head_tokens: int | None
+    chunk_tokens: int
+    shards: int
+    flash: bool
+    reshard_after_forward: bool
+
+    @property
+    def compute(self) -> int:
+        return BYTES[self.model.compute_dtype]
+
+    @property
+    def master(self) -> int:
+        return BYTES[self.model.master_dtype]
+
+    def moments(self, name: str, lora: LoraOptions | None) -> dict[str, Terms]:
+        """The moments that may be the fullest: the logits of a chunk, when all activations are there; their gradient;
+        the layers' backward pass, at its start if gradients wait from another micro-batch, else at its end, when the
+        activations are gone and the gradients are there."""
+        facts = self.facts
+        trained = self.parameters if lora is None else facts.adapter_parameters
+        precision = self.precision(lora)
+        layer = layer_bytes_a_token(facts, precision, self.flash, lora) * self.tokens
+        residual = (2 if precision == "half" else 4) * facts.hidden_size * self.tokens
+        ends = 4 * (3 * facts.hidden_size + 2 * facts.head_dim) * self.tokens  # last norm, its rows, rotary tables
+        checkpointed = self.model.gradient_checkpointing
+        kept = (residual if checkpointed else layer) * facts.num_layers + ends
+        gradients = trained * (4 if self.shards > 1 else self.master) / self.shards
+        casts = precision == "autocast" and not checkpointed
+        copy = self.parameters * self.compute if casts else 0
+        wide = 3 * facts.intermediate_size * self.tokens * self.compute  # gradients inside a feed-forward
+        trains_head = lora is None and self.head_tokens is not None
+        head = facts.head_parameters * (self.master if self.shards == 1 else self.compute) if trains_head else 0
+        pending = head if facts.tied else 0  # waits for the embedding's gradient
+        always: Terms = {"gathered_weights": self.gathered(lora)} if self.shards > 1 else {}
+        with_all: Terms = {**always, "gradients": gradients if self.microbatches > 1 else 0, "activations": kept,
+                           "compute_copy": copy}  # fmt: skip
+        rest = layer if checkpointed else 0
+        in_layers = {
+            f"update of {name}, layers": {**with_all, "activations": kept + rest + wide, "gradient_buffers": pending},
+            f"update of {name}, gradients": {**always, "gradients": gradients, "activations": ends + rest,
+                                             "gradient_buffers": 2 * pending},
+        }  # fmt: skip
+        if self.head_tokens is None:
+            return in_layers
+        forward, backward = self.logits(precision, self.head_tokens)
+        return {
+            f"update of {name}, logits": {**with_all, "logits": forward},
+            f"update of {name}, gradient of logits": {**with_all, "logits": backward, "gradient_buffers": 2 * head},
+            **in_layers,
+        }
+
+    @property
+    def parameters(self) -> int:
+        untied_head = self.head_tokens is None and not self.facts.tied
+        return self.facts.parameters - (self.facts.head_parameters if untied_head else 0)
+
+    def precision(self, lora: LoraOptions | None) -> Precision:
+        if self.compute == 4:
+            return "float32"
+        return "half" if lora is not None or self.master == 2 or self.shards > 1 else "autocast"
+
+    def logits(self, precision: Precision, head_tokens: int) -> tuple[float, float]:
+        """Forward: the logits of a chunk of response tokens and as much again, in float32. Backward: their gradient,
+        and that of the chunk before. In bfloat16 they are rounded as well, and under autocast the head's weight is."""
+        chunk = min(self.chunk_tokens, head_tokens)
+        rounded = chunk * self.facts.vocab_size * 2 if precision != "float32" else 0
+        rounded += self.facts.head_parameters * 2 if precision == "autocast" else 0
+        wide = self.facts.vocab_size * 4
+        return 2 * chunk * wide + rounded, min(2 * chunk, head_tokens) * wide + rounded
+
+    def gathered(self, lora: LoraOptions | None) -> float:
+        """FSDP: whole weights of two layers (the next comes while one runs) and of what belongs to no layer, in the
+        compute dtype; whole float32 gradients of one layer and of that rest, before they are spread."""
+        facts = self.facts
+        layers = 2 if self.reshard_after_forward else facts.num_layers
+        root = self.parameters - facts.num_layers * facts.layer_parameters
+        weights = (root + layers * facts.layer_parameters) * self.compute
+        return weights + (0 if lora is not None else (root + facts.layer_parameters) * 4)
+
+
 def estimate(config: Config, facts: ModelFacts, ranks: int = 1, device: str | None = None) -> Memory:
     """Of one of `ranks` processes. device: ``cpu`` or ``cuda``, default: the recipe's (``auto``: what is here).
     Raises `ConfigError` for ranks that the recipe cannot be spread over."""
     check_ranks(config, ranks)
-    kind = device or config.hardware.device
-    if kind == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-    return _Estimate(config, facts, ranks, "cuda" if kind == "cuda" else "cpu").memory()
+    return _Estimate(config, facts, ranks, device or device_of(config)).memory()
+
+
+def estimate_fit(
+    config: FitConfig, facts: ModelFacts, head: Literal["scalar", "lm"], step_tokens: int, longest: int, ranks: int = 1
+) -> Memory:
+    """Of one of `ranks` processes that train a reward model. step_tokens: of an optimizer step, on all ranks; longest:
+    sequence, in tokens. What a model that writes its score needs for writing, in evaluations, is not counted. Raises
+    `ConfigError` for ranks that the recipe cannot be spread over."""
+    check_replicas(config.hardware, ranks)
+    shards, device = ranks // config.hardware.distributed.replicas if ranks > 1 else 1, device_of(config)
+    share = math.ceil(step_tokens / ranks)
+    tokens = min(max(config.train.max_tokens_per_microbatch, longest), max(share, longest))
+    passes = make_passes(config, facts, share, tokens, tokens if head == "lm" else None, shards, device)
+    weights = passes.parameters * passes.master / shards
+    resident: Terms = {"weights": weights / MB, "optimizer": 2 * weights / MB}
+    moments = passes.moments("the reward model", None)
+    phases = {name: {n: v / MB for n, v in terms.items() if v} for name, terms in moments.items()}
+    host: Terms = {}
+    if device == "cuda" and config.hardware.distributed.offload and ranks > 1:
+        gradients = 4 * passes.parameters / shards / MB
+        resident, host = {}, {**resident, "gradients": gradients}
+    return Memory(PROCESS_MB[device], resident, phases, host=host)
+
+
+def device_of(config: Config | FitConfig) -> Literal["cpu", "cuda"]:
+    kind = config.hardware.device
+    return "cuda" if kind == "cuda" or (kind == "auto" and torch.cuda.is_available()) else "cpu"
+
+
+def make_passes(
+    config: Config | FitConfig, facts: ModelFacts, rank_tokens: int, tokens: int, head_tokens: int | None, shards: int,
+    device: str,
+) -> Passes:  # fmt: skip
+    """rank_tokens: of one rank in an optimizer step; the others as in `Passes`."""
+    half = BYTES[config.model.compute_dtype] == 2
+    flash = {"flash": True, "sdpa": False, "auto": device == "cuda" and half}
+    return Passes(
+        facts, config.model, tokens, math.ceil(rank_tokens / tokens), head_tokens, config.train.logprob_chunk_tokens,
+        shards, flash[config.hardware.attention], config.hardware.distributed.reshard_after_forward,
+    )  # fmt: skip
 
 
 def check_ranks(config: Config, ranks: int) -> None:
     """Raises `ConfigError` for what a run of so many processes refuses."""
-    replicas = config.hardware.distributed.replicas
+    check_replicas(config.hardware, ranks)
+
+
+def check_replicas(hardware: HardwareConfig, ranks: int) -> None:
+    replicas = hardware.distributed.replicas
     if ranks > 1 and ranks % replicas:
         raise ConfigError(f"{replicas} copies of the model cannot share {ranks} ranks.",
                           where="hardware.distributed.replicas", fix=f"choose a divisor of {ranks}")  # fmt: skip
-    if ranks > 1 and config.train.overlap:
-        raise ConfigError("Rollouts of the next step are made ahead in a run of one process only.",
-                          where="train.overlap", fix="train.overlap=false under torchrun")  # fmt: skip
 
 
 class _Estimate:
@@ -199,14 +330,12 @@ class _Estimate:
         self.engine = BYTES[rollout.dtype]
         self.trained = facts.parameters if model.lora is None else facts.adapter_parameters
         self.offload = config.hardware.distributed.offload and ranks > 1
-        flash = {"flash": True, "sdpa": False, "auto": device == "cuda" and self.compute == 2}
-        self.flash = flash[config.hardware.attention]
         longest = config.data.max_prompt_tokens + rollout.max_response_tokens
         sequences = math.ceil(rollout.prompts_per_step * rollout.samples_per_prompt
                               / train.minibatches_per_step / ranks)  # fmt: skip
-        self.longest, self.sequences = longest, sequences
-        self.tokens = min(max(train.max_tokens_per_microbatch, longest), sequences * longest)
-        self.microbatches = math.ceil(sequences * longest / self.tokens)
+        tokens = min(max(train.max_tokens_per_microbatch, longest), sequences * longest)
+        response = math.ceil(tokens * rollout.max_response_tokens / longest)
+        self.passes = make_passes(config, facts, sequences * longest, tokens, response, self.shards, device)
 
     # ---- everything together -------------------------------------------------------------
 
@@ -214,17 +343,18 @@ class _Estimate:
         config = self.config
         resident, host = self.models(), dict[str, float]()
         stale = self.facts.parameters * self.master * bool(config.train.max_stale_steps or config.train.overlap)
-        phases = {"rollout": self.rollout(), "weights to the engine": self.sync(), **self.update("policy")}
+        phases = {"rollout": self.rollout(), "weights to the engine": self.sync(),
+                  **self.passes.moments("policy", config.model.lora)}  # fmt: skip
         names = ["critic"] if config.critic is not None and config.critic.trunk == "own" else []
         names += [name for name, how in planned_models(config).items() if how == "trained"]
         for name in names:
-            phases |= self.update(name)
+            phases |= self.passes.moments(name, None)
         if config.train.overlap:  # the engine, in a process of its own, samples all the while
             resident |= phases.pop("rollout")
         if self.device == "cpu":
             resident["stale_weights"] = stale
         else:
-            # every rank loads the whole model on its host before it is spread
+            # rank 0 loads the whole model on its host before it is spread
             host = {"loading": self.facts.parameters * self.master, "stale_weights": stale}
             if self.offload:
                 host |= {name: resident.pop(name) for name in list(resident)}
@@ -287,69 +417,11 @@ class _Estimate:
         }
 
     def sync(self) -> Terms:
-        """The policy's whole weights are gathered, and its adapters merged, while the engine takes its copy."""
+        """The policy's weights are gathered, and its adapters merged, one tensor at a time while the engine takes its
+        copy, which is made layer by layer; a tied head waits for the last norm."""
         terms: Terms = {} if self.config.train.overlap else {"engine_weights": self.engine_weights()}
         if self.config.model.lora is not None:
-            terms["merged_weights"] = self.facts.adapted_parameters * self.compute
+            terms["merged_weights"] = self.facts.adapted_parameters / self.facts.num_layers * self.compute
         if self.shards > 1:
-            terms["gathered_weights"] = self.facts.parameters * self.master
+            terms["gathered_weights"] = (self.facts.head_parameters + self.facts.layer_parameters) * self.master
         return terms
-
-    # ---- updates ------------------------------------------------------------------------------------
-
-    def update(self, name: str) -> dict[str, Terms]:
-        """The three moments that may be the fullest: the logits of a chunk, when all activations are there; their
-        gradient; the layers' backward pass, at its start if gradients wait from another micro-batch, else at its end,
-        when the activations are gone and the gradients are there."""
-        facts, lora = self.facts, self.config.model.lora if name == "policy" else None
-        trained = facts.parameters if lora is None else facts.adapter_parameters
-        precision = self.precision(lora)
-        layer = layer_bytes_a_token(facts, precision, self.flash, lora) * self.tokens
-        residual = (2 if precision == "half" else 4) * facts.hidden_size * self.tokens
-        ends = 4 * (3 * facts.hidden_size + 2 * facts.head_dim) * self.tokens  # last norm, its rows, rotary tables
-        checkpointed = self.config.model.gradient_checkpointing
-        kept = (residual if checkpointed else layer) * facts.num_layers + ends
-        gradients = trained * (4 if self.shards > 1 else self.master) / self.shards
-        several = self.microbatches > 1
-        casts = precision == "autocast" and not checkpointed
-        copy = facts.parameters * self.compute if casts else 0
-        wide = 3 * facts.intermediate_size * self.tokens * self.compute  # gradients inside a feed-forward
-        head = facts.head_parameters * (self.master if self.shards == 1 else self.compute) if lora is None else 0
-        pending = head if facts.tied else 0  # waits for the embedding's gradient
-        always: Terms = {"gathered_weights": self.gathered()} if self.shards > 1 else {}
-        with_all: Terms = {**always, "gradients": gradients if several else 0, "activations": kept,
-                           "compute_copy": copy}  # fmt: skip
-        forward, backward = self.logits(precision)
-        at_the_end: Terms = {**always, "gradients": gradients, "activations": ends + (layer if checkpointed else 0),
-                             "gradient_buffers": 2 * pending}  # fmt: skip
-        rest = layer if checkpointed else 0
-        return {
-            f"update of {name}, logits": {**with_all, "logits": forward},
-            f"update of {name}, gradient of logits": {**with_all, "logits": backward, "gradient_buffers": 2 * head},
-            f"update of {name}, layers": {**with_all, "activations": kept + rest + wide, "gradient_buffers": pending},
-            f"update of {name}, gradients": at_the_end,
-        }
-
-    def precision(self, lora: LoraOptions | None) -> Precision:
-        if self.compute == 4:
-            return "float32"
-        return "half" if lora is not None or self.master == 2 or self.shards > 1 else "autocast"
-
-    def logits(self, precision: Precision) -> tuple[float, float]:
-        """Forward: the logits of a chunk of response tokens and as much again, in float32. Backward: their gradient,
-        and that of the chunk before. In bfloat16 they are rounded as well, and under autocast the head's weight is."""
-        response = math.ceil(self.tokens * self.config.rollout.max_response_tokens / self.longest)
-        chunk = min(self.config.train.logprob_chunk_tokens, response)
-        rounded = chunk * self.facts.vocab_size * 2 if precision != "float32" else 0
-        rounded += self.facts.head_parameters * 2 if precision == "autocast" else 0
-        wide = self.facts.vocab_size * 4
-        return 2 * chunk * wide + rounded, min(2 * chunk, response) * wide + rounded
-
-    def gathered(self) -> float:
-        """FSDP: whole weights of two layers (the next comes while one runs) and of what belongs to no layer, in the
-        compute dtype; whole float32 gradients of one layer and of that rest, before they are spread."""
-        facts = self.facts
-        layers = 2 if self.config.hardware.distributed.reshard_after_forward else facts.num_layers
-        weights = (facts.root_parameters + layers * facts.layer_parameters) * self.compute
-        lora = self.config.model.lora is not None
-        return weights + (0 if lora else (facts.root_parameters + facts.layer_parameters) * 4)

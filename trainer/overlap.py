@@ -5,7 +5,8 @@
     learner     update t              update t + 1
 
 So every step but the first learns from samples of the weights one update back; `objective.mismatch` corrects for it.
-The engine runs in a process of its own, `collect` in a thread that mostly waits for it.
+The engine runs in a process of its own, `collect` in a thread that mostly waits for it. With several ranks each
+has such a thread and an engine, and the threads exchange what they found apart from what the training exchanges.
 
 A checkpoint says where the rollouts in flight began: the sampler's place before them and the weights they came from. A
 resumed run makes the very same ones again.
@@ -14,9 +15,14 @@ resumed run makes the very same ones again.
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
+
+from rollout.world import exchange_over
 from trainer.collect import Rollouts, collect
 
 if TYPE_CHECKING:
@@ -29,7 +35,12 @@ class RolloutsAhead:
 
     def __init__(self, session: Session):
         self._session = session
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="assay-rollouts")
+        apart: dict[str, Any] = {}
+        if session.world.size > 1:
+            timeout = timedelta(seconds=session.config.hardware.distributed.exchange_timeout_s)
+            group = dist.new_group(backend="gloo", timeout=timeout)
+            apart = {"initializer": exchange_over, "initargs": (group,)}
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="assay-rollouts", **apart)
         self._pending: Future[Rollouts] | None = None
 
     def take(self, state: LoopState) -> Rollouts:
@@ -48,9 +59,19 @@ class RolloutsAhead:
             self._pending = self._thread.submit(collect, self._session, replace(state, step=state.step + 1))
 
     def wait(self) -> None:
-        """Until the engine is free; the rollouts stay to be taken. What went wrong in them is raised when they are."""
-        if self._pending is not None:
-            self._pending.exception()
+        """Until the engine is free; the rollouts stay to be taken. What went wrong in them is raised when they are;
+        with several ranks at once, since the threads of the others wait for this one's."""
+        if self._pending is None:
+            return
+        if self._session.world.size > 1:
+            self._pending.result()
+        self._pending.exception()
+
+    def let_end(self) -> None:
+        """Before the engine is closed: the other ranks' threads need what this one has yet to say. In one process
+        nobody waits."""
+        if self._pending is not None and self._session.world.size > 1:
+            wait_for([self._pending])
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)

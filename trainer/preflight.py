@@ -31,7 +31,7 @@ from rollout.packing import TokenIds
 from rollout.world import launched_size
 from trainer.combinations import warnings
 from trainer.compose import engine_options
-from trainer.config import Config, DataPart, VerifierConfig
+from trainer.config import Config, DataPart, HardwareConfig, VerifierConfig
 from trainer.derived import derive
 from trainer.memory import BYTES, ModelFacts, check_ranks, model_facts, planned_models
 from trainer.objective import needs_reference
@@ -81,7 +81,8 @@ def check(config: Config, gpus: int | None = None, calibrate: bool = False) -> P
     over them. calibrate: measure the model on this machine for some seconds, and say what a run would take.
     """
     if gpus is not None:
-        _check_gpus(config, gpus)
+        check_gpus(config.hardware, gpus)
+        _check_share(config, gpus)
     prepared = prepare(config)
     try:
         if calibrate:
@@ -93,12 +94,16 @@ def check(config: Config, gpus: int | None = None, calibrate: bool = False) -> P
     return PreflightReport(derived_numbers(prepared, gpus or launched_size()), prepared.lines)
 
 
-def _check_gpus(config: Config, gpus: int) -> None:
+def check_gpus(hardware: HardwareConfig, gpus: int) -> None:
+    """Raises `ConfigError` unless the profile is for ranks with a GPU each, and `gpus` is a number of them."""
     if gpus < 1:
         raise ConfigError(f"--gpus {gpus} is no number of GPUs.", where="--gpus", fix="at least 1")
-    if config.hardware.device != "cuda":
-        raise ConfigError(f"--gpus is for ranks with a GPU each, and hardware.device={config.hardware.device}.",
+    if hardware.device != "cuda":
+        raise ConfigError(f"--gpus is for ranks with a GPU each, and hardware.device={hardware.device}.",
                           where="--gpus", fix="choose a profile with GPUs: hardware=gpu1 or hardware=gpu8")  # fmt: skip
+
+
+def _check_share(config: Config, gpus: int) -> None:
     check_ranks(config, gpus)
     trajectories = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
     in_update = trajectories // config.train.minibatches_per_step

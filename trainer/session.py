@@ -26,6 +26,7 @@ from rollout.engine import (
 from rollout.models import DTYPES, Policy, load_policy
 from rollout.packing import Packer
 from rollout.process_engine import ProcessEngine
+from rollout.sharding import on_host
 from rollout.trajectory import Trajectory
 from rollout.world import World, join_world
 from trainer.advantages.base import ADVANTAGES
@@ -142,7 +143,7 @@ class Session:
         self.display = Display(config.train.steps, live=None, silent=not self.world.is_main)
         records = RunFolder if self.world.is_main else NoRecords
         self.folder = records(self.prepared.run_path, tensorboard=config.record.tensorboard)
-        policy = load_policy(config.model, config.seed, self.device)
+        policy = load_policy(config.model, config.seed, self.device, self.world)
         setup = model_setup(config, self.device, self.world)
         self.learner = Learner(config, policy, self.device, setup.packer)
         self.critic = make_critic(config, setup, self.learner)
@@ -186,6 +187,9 @@ class Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        orderly = kind is None or issubclass(kind, StopRequested)
+        if self.ahead is not None and orderly:
+            self.ahead.let_end()
         self.engine.close()
         if self.ahead is not None:
             self.ahead.close()
@@ -194,7 +198,7 @@ class Session:
             source.close()
         self.display.close()
         self.folder.close()
-        if kind is None or issubclass(kind, StopRequested):
+        if orderly:
             self.world.leave()
 
     def make_engine(self, policy: Policy) -> Engine:
@@ -217,15 +221,23 @@ class Session:
 
     def check_overlap(self) -> None:
         """Raise `ConfigError` for what cannot go on while the next rollouts are made."""
-        if self.world.size > 1:
-            raise ConfigError("Rollouts of the next step are made ahead in a run of one process only.",
-                              where="train.overlap", fix="train.overlap=false under torchrun")  # fmt: skip
+        if self.world.size > 1 and getattr(engine_options(self.config), "server_url", None) is not None:
+            raise ConfigError("Several ranks do not make rollouts ahead on a server.", where="train.overlap",
+                              why="the engine process of each would give it the weights",
+                              fix="train.overlap=false, or vLLM in process")  # fmt: skip
         for name, source in zip(self.source_names, self.sources, strict=True):
             if not source.bears_overlap:
                 raise ConfigError(
                     f"The source '{name}' cannot work while the next step's rollouts are made.",
                     where="train.overlap",
                     why="it samples from the policy itself, or judges with a model that is learning at that moment",
+                    fix="train.overlap=false",
+                )
+            if self.world.size > 1 and source.phase == "judge" and source.models():
+                raise ConfigError(
+                    f"The source '{name}' cannot judge the next step's rollouts under torchrun.",
+                    where="train.overlap",
+                    why="its model lies on all ranks and would be gathered at the same time as the one that learns",
                     fix="train.overlap=false",
                 )
 
@@ -240,7 +252,7 @@ class Session:
             self.engine.load_weights(self.learner.weights(), step)
             return
         if self.stale is None or step % period == 0:
-            self.stale = StaleWeights(step, {n: t.detach().cpu().clone() for n, t in self.learner.weights().items()})
+            self.stale = StaleWeights(step, on_host(self.learner.weights()))
         self.engine.load_weights(self.stale.weights, self.stale.step)
 
     def generate_aside(

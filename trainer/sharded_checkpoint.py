@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from transformers import PreTrainedTokenizerBase
 
 from prm.cotrained import CoTrained
+from rollout.sharding import on_host
 from rollout.world import World
 from trainer.checkpoint import disk_error, export_hf, name_it, prune, rng_state
 from trainer.learner import Learner
@@ -81,17 +82,13 @@ class Snapshot:
     export: Callable[[Path], None]
 
 
-def whole_copy(weights: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Gathered weights on the CPU, to be written while training goes on; none on ranks that do not write."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()} if world.is_main else {}
-
-
 def snapshot(
     learner: Learner, tokenizer: PreTrainedTokenizerBase, state: dict[str, Any], models: Mapping[str, CoTrained]
 ) -> Snapshot:
     """Of a run of reinforcement learning, as `trainer.checkpoint.save_checkpoint` writes it. All ranks must ask."""
-    policy = whole_copy(learner.weights(), learner.world)
-    exports = {name: whole_copy(model.weights(), learner.world) for name, model in models.items()}
+    is_main = learner.world.is_main
+    policy = on_host(learner.weights(), is_main)
+    exports = {name: on_host(model.weights(), is_main) for name, model in models.items()}
     content = {"learner": learner.plain_state(), "rng": rng_state(), **state,
                "models": {name: model.plain_state() for name, model in models.items()}}  # fmt: skip
 

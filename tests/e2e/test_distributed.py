@@ -18,6 +18,7 @@ SMALL = ["warm_start.steps=10", "rollout.prompts_per_step=6", "eval.every_steps=
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 RECIPES = {
     "quickstart": [],
+    "quickstart-overlap": ["train.overlap=true", "objective.mismatch={kind: truncated}"],
     "prime_chain": [],
     "cooper_chain": [],
     "quickstart-ppo-shared": ["objective=ppo_shared"],

@@ -16,7 +16,10 @@ from rollout.models import load_config, load_policy, load_tokenizer
 from rollout.packing import TokenIds, pack
 from tests.helpers import CPU, make_config, source_context
 from trainer.calibrate import work
+from trainer.compose import load_any
 from trainer.config import Config
+from trainer.fit import check_fit
+from trainer.fit_config import FitConfig
 from trainer.learner import Learner
 from trainer.memory import (
     CPU_RESIDUE,
@@ -25,6 +28,7 @@ from trainer.memory import (
     Memory,
     ModelFacts,
     estimate,
+    estimate_fit,
     layer_bytes_a_token,
     model_facts,
     planned_models,
@@ -89,7 +93,7 @@ def test_lora_trains_the_adapters_and_merges_them_for_the_engine() -> None:
     found = memory({**LORA, "objective.kl.coef": 0.1})
     assert found.resident == {"weights": 4000 + 40, "optimizer": 80}  # the frozen base serves as the reference
     assert updates(found)["gradients"]["gradients"] == 40
-    assert found.phases["weights to the engine"] == {"engine_weights": 4000, "merged_weights": 4 * 600}
+    assert found.phases["weights to the engine"] == {"engine_weights": 4000, "merged_weights": 4 * 600 / L}
 
 
 def test_the_adapters_are_counted_from_the_layers_they_are_put_on() -> None:
@@ -220,7 +224,8 @@ def test_ranks_share_weights_gradients_and_moments_but_not_the_engine() -> None:
         assert four.resident[name] == one.resident[name] / 4
     assert updates(four)["gradients"]["gradients"] == 1000
     assert four.phases["rollout"]["engine_weights"] == one.phases["rollout"]["engine_weights"] == 2000
-    assert four.phases["weights to the engine"]["gathered_weights"] == 4000
+    one_at_a_time = (FACTS.head_parameters + LAYER) * 4 / MB
+    assert four.phases["weights to the engine"]["gathered_weights"] == pytest.approx(one_at_a_time)
 
 
 def test_fsdp_gathers_two_layers_and_the_rest_and_the_gradients_of_one() -> None:
@@ -250,16 +255,9 @@ def test_more_ranks_never_need_more_and_more_tokens_never_less(ranks: int, token
     assert peak(tokens + 100, ranks) >= peak(tokens, ranks) - 1e-6
 
 
-@pytest.mark.parametrize(
-    ("overrides", "ranks", "key"),
-    [
-        ({"hardware.distributed.replicas": 3}, 4, "replicas"),
-        ({"train.overlap": True, "objective.mismatch": {"kind": "truncated"}}, 2, "train.overlap"),
-    ],
-)
-def test_ranks_that_the_run_would_refuse_are_an_error(overrides: dict[str, Any], ranks: int, key: str) -> None:
-    with pytest.raises(ConfigError, match=key):
-        memory(overrides, ranks)
+def test_ranks_that_the_run_would_refuse_are_an_error() -> None:
+    with pytest.raises(ConfigError, match="replicas"):
+        memory({"hardware.distributed.replicas": 3}, 4)
 
 
 @pytest.mark.parametrize(("device", "gpus", "text"), [("cpu", 8, "hardware=gpu"), ("cuda", 0, "at least 1"),
@@ -269,6 +267,51 @@ def test_gpus_that_the_profile_has_not_or_that_have_nothing_to_do_are_an_error(
 ) -> None:
     with pytest.raises(ConfigError, match=text):
         check(make_config({"hardware.device": device}), gpus)
+
+
+# ---- reward models that a recipe trains ----------------------------
+
+FIT = ["model.compute_dtype=bfloat16", "hardware.device=cuda"]
+
+
+def fit_memory(head: Any = "scalar", ranks: int = 1, *changes: str, tied: bool = False) -> Memory:
+    config = load_any("verify_rm_chain", [*FIT, "train.max_tokens_per_microbatch=512", *changes])
+    assert isinstance(config, FitConfig)
+    return estimate_fit(config, dataclasses.replace(FACTS, tied=tied), head, step_tokens=2048, longest=128, ranks=ranks)
+
+
+def test_a_reward_model_of_one_number_has_neither_logits_nor_a_head_of_its_own() -> None:
+    found, writes = fit_memory(), fit_memory("lm")
+    head = V * E * 4 / MB
+    assert writes.resident == {"weights": 4000, "optimizer": 8000}
+    assert found.resident == {"weights": 4000 - head, "optimizer": 8000 - 2 * head}
+    assert fit_memory(tied=True).resident == writes.resident  # a tied head is the embedding, which stays
+    assert set(updates(found, "the reward model")) == {"layers", "gradients"}
+    assert set(updates(writes, "the reward model")) == {"logits", "gradient of logits", "layers", "gradients"}
+
+
+def test_ranks_share_the_examples_and_the_weights_of_a_reward_model() -> None:
+    one, four = fit_memory("lm"), fit_memory("lm", 4)
+    assert four.resident["weights"] == one.resident["weights"] / 4
+    assert "gradients" in updates(one, "the reward model")["layers"]
+    assert "gradients" not in updates(four, "the reward model")["layers"]  # one micro-batch each
+    offloaded = fit_memory("lm", 4, "hardware.distributed.offload=true")
+    assert offloaded.resident == {}
+    assert offloaded.host == {"weights": 1000, "optimizer": 2000, "gradients": 1000}
+    with pytest.raises(ConfigError, match="replicas"):
+        fit_memory("lm", 4, "hardware.distributed.replicas=3")
+
+
+def test_check_prints_the_memory_of_a_rank_that_trains_a_reward_model() -> None:
+    config = load_any("verify_rm_chain", [*FIT, "data.train.count=100", "data.eval=[]", "eval.every_steps=null"])
+    assert isinstance(config, FitConfig)
+    derived = check_fit(config, gpus=4).derived
+    assert derived["ranks"] == 4
+    total = derived["memory_total_mb"]
+    assert isinstance(total, float)
+    assert 600 < total < 700
+    with pytest.raises(ConfigError, match="hardware=gpu"):
+        check_fit(config.model_copy(update={"hardware": make_config().hardware}), gpus=4)
 
 
 # ---- the peak ------------------------------------------------------------

@@ -174,7 +174,7 @@ class LiveModel:
 
     def weights(self) -> dict[str, Tensor]:
         """By the names of the transformers class, LoRA merged, without a head that is tied to the embedding."""
-        weights = merged_lora_weights(self.model) if self.peft is not None else dict(self.model.state_dict())
+        weights = dict(merged_lora_weights(self.model) if self.peft is not None else self.model.state_dict())
         if self.chosen.head == "lm" and self.hf_config.tie_word_embeddings:
             weights.pop("lm_head.weight", None)
         return weights
