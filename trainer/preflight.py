@@ -31,7 +31,7 @@ from rollout.packing import TokenIds
 from rollout.world import launched_size
 from trainer.combinations import warnings
 from trainer.compose import engine_options
-from trainer.config import Config, DataPart, HardwareConfig
+from trainer.config import Config, DataPart, HardwareConfig, VerifierConfig
 from trainer.derived import derive
 from trainer.memory import BYTES, ModelFacts, check_ranks, model_facts, planned_models
 from trainer.objective import needs_reference
@@ -122,18 +122,23 @@ def prepare(config: Config) -> Prepared:
     _check_architecture(config, model_config)
     facts = model_facts(model_config, config.model.lora)
     check_writable(run_path, min_free_mb=disk_need_mb(config, facts))
-    runner = Runner(
-        config.verifier.kind,
-        config.verifier.options,
-        timeout_s=config.verifier.timeout_s,
-        memory_mb=config.verifier.memory_mb,
-        workers=config.verifier.workers,
-    )
+    runner = make_runner(config.verifier)
     try:
         return _prepare_data(config, tokenizer, model_config, facts, runner)
     except BaseException:
         runner.close()
         raise
+
+
+def make_runner(verifier: VerifierConfig) -> Runner:
+    """The recipe's verifier in its worker processes; close it."""
+    return Runner(
+        verifier.kind,
+        verifier.options,
+        timeout_s=verifier.timeout_s,
+        memory_mb=verifier.memory_mb,
+        workers=verifier.workers,
+    )
 
 
 def _prepare_data(

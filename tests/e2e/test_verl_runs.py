@@ -17,11 +17,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from prm.cotrained import CoTrained
+from prm.reward_model import FitContext, build, write_card
 from prm.signal import Signal
-from trainer.collect import Rollouts, informative_groups, wanted_groups
-from trainer.compose import load_resolved
+from prm.verify_rm import VerifyRM
+from rollout.models import load_tokenizer
+from rollout.options import WriterConfig
+from trainer.collect import Rollouts, informative_groups, total_outcome, wanted_groups
+from trainer.compose import load_recipe, load_resolved
 from trainer.config import Config
-from trainer.session import Session
+from trainer.loop import policy_waits_steps
+from trainer.session import Session, model_setup
 from trainer.weigh import credit, weigh
 
 pytestmark = [
@@ -40,6 +46,8 @@ SMALL = [
     "rollout.max_response_tokens=24", "data.train.count=400", "data.eval=[]", "eval.every_steps=null",
     "optim.warmup_steps=0", "record.tensorboard=false",
 ]  # fmt: skip
+TWO_RANKS = ["verl.processes_per_node=2", "verl.ray_cpus=10"]
+PPO = ["objective=ppo", "critic.optim.lr=1e-3", "critic.warmup_steps=1", "objective.advantage.lam=0.9"]
 PRIME = ["rollout.keep.oversample=1", "rollout.keep.put_back_surplus=false", "rollout.keep.pass_rate=null"]
 
 
@@ -77,14 +85,14 @@ class Difference(dict[str, float]):
 
 
 def compare(path: Path, folder: Path, steps: int) -> Difference:
-    """Every step of the run again, in assay's session: verdicts, rewards of tokens, advantages, loss and gradient, and
-    by the next step's log-probs the weights that came of them."""
+    """Every step of the run again, in assay's session: verdicts, rewards of tokens, values, advantages, losses and
+    gradients, and by the next step's log-probs and values the weights that came of them."""
     difference, metrics = Difference(), metrics_of(path)
     with Session(as_assay_would(path, folder)) as session:
         config, learner = session.config, session.learner
         learner.freeze_reference()
-        for source in session.sources:
-            source.start_from(learner.weights())
+        for part in (*session.sources, *([session.critic] if session.critic is not None else [])):
+            part.start_from(learner.weights())
         examples = {e.id: e for e in session.prepared.train}
         for step in range(1, steps + 1):
             seen = torch.load(path / "verl" / "tensors" / f"step_{step}.pt", weights_only=False)
@@ -96,8 +104,8 @@ def compare(path: Path, folder: Path, steps: int) -> Difference:
                 s.score(trajectories, asked) if s.phase == "judge" else Signal.silent(len(trajectories))
                 for s in session.sources
             ]
-            reward_N = judged[0].outcome_N
-            difference.see("rewards", [reward_N], [[v.score for v in seen["verdicts"]]])
+            difference.see("rewards", [judged[0].outcome_N], [[v.score for v in seen["verdicts"]]])
+            reward_N = total_outcome(judged, [part.weight for part in config.sources])
             groups, _ = informative_groups(trajectories, reward_N, config.objective.zero_variance.drop)
             groups, _ = wanted_groups(trajectories, judged[0].labels["verdict"], groups, config.rollout.keep)
             index = [i for group in groups for i in group]
@@ -105,16 +113,31 @@ def compare(path: Path, folder: Path, steps: int) -> Difference:
             rollouts = Rollouts(trajectories, asked, judged, reward_N, index, 0, len(groups), 0)
             kept = rollouts.what_is_kept(step - 1)
             signals = credit(session, rollouts, kept)
-            for signal, theirs in zip(signals, seen["token_reward"], strict=True):
+            for signal, outcome_N, theirs in zip(signals, seen["outcome"], seen["token_reward"], strict=True):
+                difference.see(f"outcomes, step {step}", [signal.outcome_N], [outcome_N])
                 if signal.token_reward is not None:
                     difference.see(f"token rewards, step {step}", signal.token_reward, theirs)
             batch, _ = weigh(session, kept, signals)
             advantages: list[Tensor] = [seen["advantages"][i] for i in index]
             difference.see(f"advantages, step {step}", batch.advantages, advantages)
-            if index:
-                found = learner.update(batch)
-                for ours, theirs in (("loss", "loss"), ("grad_norm", "grad_norm")):
-                    difference.see(f"{ours}, step {step}", [found[ours]], [metrics[step][f"actor/{theirs}"]])
+            if session.critic is not None:
+                for name, ours in (("values", batch.values), ("returns", batch.returns)):
+                    difference.see(f"{name}, step {step}", ours, [seen[name][i] for i in index])
+            learns = index and step > policy_waits_steps(session)
+            updated = {"actor": learner.update(batch)} if learns else {}
+            if index and session.critic is not None:
+                updated["critic"] = session.critic.update(batch)
+            for name in ("actor", "critic"):  # who waits, waits in both
+                assert (name in updated) == (f"{name}/grad_norm" in metrics[step])
+            for part, source, signal in zip(config.sources, session.sources, signals, strict=True):
+                for name, value in source.learn(kept, signal).items():
+                    if name in ("loss", "grad_norm"):
+                        difference.see(f"{name} of {part.kind}, step {step}", [value],
+                                       [metrics[step][f"{part.kind}/{name}"]])  # fmt: skip
+            for name, found in updated.items():
+                for what in ("loss", "grad_norm"):
+                    theirs = metrics[step][f"{name}/{what}"]
+                    difference.see(f"{what} of {name}, step {step}", [found[what]], [theirs])
     return difference
 
 
@@ -132,6 +155,20 @@ def test_grpo_in_verl_is_grpo_in_assay(tmp_path: Path) -> None:
     assert_close(compare(path, tmp_path / "again", 3))
 
 
+@pytest.mark.parametrize(("recipe", "overrides"), [("quickstart", []), ("prime_chain", PRIME)])
+def test_two_processes_in_verl_are_one_in_assay(recipe: str, overrides: list[str], tmp_path: Path) -> None:
+    path = run(tmp_path / "runs", recipe, "two", *overrides, *TWO_RANKS, "train.steps=2")
+    assert_close(compare(path, tmp_path / "again", 2))
+
+
+def test_ppo_in_verl_is_ppo_in_assay_and_its_critic_is_resumed(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    path = run(runs, "quickstart", "ppo", *PPO, "train.steps=2", "checkpoint.every_steps=2")
+    run(runs, "quickstart", "ppo", *PPO, "train.steps=3", "checkpoint.every_steps=2")
+    assert sorted(metrics_of(path)) == [1, 2, 3]
+    assert_close(compare(path, tmp_path / "again", 3))
+
+
 def test_prime_in_verl_is_prime_in_assay_and_its_prm_is_resumed(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     path = run(runs, "prime_chain", "prime", *PRIME, "train.steps=2", "checkpoint.every_steps=2")
@@ -139,3 +176,33 @@ def test_prime_in_verl_is_prime_in_assay_and_its_prm_is_resumed(tmp_path: Path) 
     run(runs, "prime_chain", "prime", *PRIME, "train.steps=3", "checkpoint.every_steps=2")
     assert max(metrics_of(path)) == 3
     assert_close(compare(path, tmp_path / "again", 3))
+
+
+def trained_models(folder: Path) -> tuple[Path, Path]:
+    """Folders of a VerifyRM and of a scorer of steps, as random as they were made."""
+    config = load_recipe("quickstart", ["hardware=cpu"])
+    setup, tokenizer = model_setup(config, torch.device("cpu")), load_tokenizer(config.model)
+    verify, steps = folder / "verify", folder / "steps"
+    context = FitContext(tokenizer, config.template, 128, 0, WriterConfig())
+    reward_model = VerifyRM(VerifyRM.Options(), context)
+    for path, model in ((verify, build(reward_model, setup, None)), (steps, CoTrained(setup, "scalar", None))):
+        path.mkdir(parents=True)
+        model.export_hf(path)
+    tokenizer.save_pretrained(verify)
+    write_card(verify, "verify_rm", reward_model)
+    return verify, steps
+
+
+def test_models_judge_credit_and_learn_in_verl_as_in_assay_and_are_resumed(tmp_path: Path) -> None:
+    verify, steps = trained_models(tmp_path)
+    sources = (
+        f"sources=[{{kind: rule}}, {{kind: verify_rm, path: {verify}, weight: 0.3}}, "
+        f"{{kind: cooper, path: {verify}, weight: 0.2, optim: {{lr: 1e-3}}, assistant: {{kind: corrupt}}}}, "
+        f"{{kind: step_prm, path: {steps}, weight: 0.5, refine: {{kind: clip, eta: running_mean}}}}]"
+    )
+    what = (tmp_path / "runs", "quickstart", "beside", "objective=returns_to_go", sources, "checkpoint.every_steps=2")
+    path = run(*what, "train.steps=2")
+    run(*what, "train.steps=3")
+    difference = compare(path, tmp_path / "again", 3)
+    assert any(name.startswith("loss of cooper") for name in difference)
+    assert_close(difference)

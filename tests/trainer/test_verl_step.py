@@ -8,19 +8,31 @@ import pickle
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from data.example import Example, Message
+from prm.cotrained import CoTrained
 from prm.implicit import cross_entropy
-from prm.signal import Signal
+from prm.signal import SOURCES, Signal, Source
+from prm.step_scorer import Orm
 from rollout.trajectory import Finish, Trajectory
-from tests.helpers import EOS, make_config, make_learner, random_trajectories
+from tests.helpers import (
+    EOS,
+    make_config,
+    make_learner,
+    model_setup,
+    random_trajectories,
+    sharpen,
+    source_context,
+)
 from trainer.config import Config
+from trainer.critic import Critic
 from trainer.learner import Learner
+from trainer.losses.value import ValueLossOptions
 from trainer.objective import needs_reference
 from trainer.verl.dataset import RecipeDataset, write_examples
 from trainer.verl.step import (
@@ -41,12 +53,15 @@ from trainer.verl.worker_losses import (
     LABEL,
     REFERENCE,
     SHARE,
+    VALUE_WEIGHT,
     WEIGHT,
     ImplicitLoss,
     PolicyLossOfRecipe,
+    ValueLossOfRecipe,
     means,
 )
 from verifiers.errors import RunError
+from verifiers.runner import Runner
 from verifiers.verdict import Status, Verdict
 
 pytestmark = pytest.mark.unit
@@ -64,7 +79,7 @@ def rows_of(trajectories: list[Trajectory], verdicts: list[Verdict], learner: Le
 
 def through_the_step(config: Config, rows: list[Row], minibatch: list[int] | None = None) -> tuple[Weighed, Any]:
     step = Step(config)
-    index, kept, _ = step.keep(rows, 0)
+    index, kept, _ = step.keep(rows, step.judge(rows), 0)
     scores = torch.tensor([v.score for v in kept.verdicts])
     batch, _ = step.advantages(rows, kept, index, [Signal(scores, labels={"verdict": kept.verdicts})])
     return in_the_order_of_rows(rows, index, batch, minibatch or [0] * len(rows), config.objective), batch
@@ -157,6 +172,42 @@ def test_the_loss_in_verls_workers_is_the_learners(name: str, ranks: int) -> Non
             assert metrics[f"actor/{name_of}"] == pytest.approx(ours[name_of], rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_value_loss_in_verls_workers_is_the_critics(ranks: int) -> None:
+    learner = make_learner({
+        "critic": {"optim": {"lr": 0.0, "grad_clip": 1e9}, "clip": 0.1}, "objective.overlong": {"kind": "mask"},
+        "objective.advantage": {"kind": "gae", "lam": 0.9}, "objective.zero_variance.drop": False,
+    })  # fmt: skip
+    config = learner.config
+    critic = Critic(config, model_setup(config))
+    assert critic.head is not None
+    sharpen(critic.head)
+    trajectories = random_trajectories(3, 2)
+    trajectories[1].finish = Finish.LENGTH
+    rows = rows_of(trajectories, [RIGHT, WRONG, WRONG, RIGHT, RIGHT, RIGHT], learner)
+    now = critic.values(trajectories)
+    for row, value in zip(rows, now, strict=True):
+        row.values = value + 0.3  # before an earlier pass: some of the new values are clipped
+    weighed, batch = through_the_step(config, rows)
+    assert not weighed.value_weights[1].any()
+
+    loss = pickle.loads(pickle.dumps(ValueLossOfRecipe(ValueLossOptions(clip=0.1))))
+    total, clipped = 0.0, 0.0
+    for start in range(0, len(rows), 2):
+        own = slice(start, start + 2)
+        data = Padded({
+            "values": [row.values for row in rows[own]], "returns": weighed.returns[own], "dp_size": ranks,
+            VALUE_WEIGHT: weighed.value_weights[own], "response_mask": [torch.ones(len(r.old)) for r in rows[own]],
+        })  # fmt: skip
+        part, found = loss(model_output={"values": now[own]}, data=data)
+        total += float(part) / ranks
+        clipped += found["value_clip_fraction"].value / ranks
+    ours = critic.update(batch)
+    assert total == pytest.approx(ours["loss"], rel=1e-5)
+    assert clipped == pytest.approx(ours["value_clip_fraction"], rel=1e-5)
+    assert 0 < clipped < 1
+
+
 def test_a_response_that_could_not_be_judged_leaves_its_group_and_the_loss() -> None:
     learner = make_learner({"alarms": {"max_fault_share": 0.5}})
     rows = rows_of(random_trajectories(2, 3), [RIGHT, WRONG, FAULT, WRONG, WRONG, RIGHT], learner)
@@ -169,8 +220,28 @@ def test_a_response_that_could_not_be_judged_leaves_its_group_and_the_loss() -> 
 def test_too_many_faults_stop_the_run() -> None:
     learner = make_learner()
     rows = rows_of(random_trajectories(2, 2), [RIGHT, WRONG, FAULT, RIGHT], learner)
+    step = Step(learner.config)
+    said = step.judge(rows)
     with pytest.raises(RunError, match=r"(?s)25\.0%.*it crashed"):
-        Step(learner.config).keep(rows, 0)
+        step.keep(rows, said, 0)
+
+
+def test_what_a_judging_model_says_is_added_by_its_weight(tmp_path: Path) -> None:
+    learner = make_learner(
+        {"sources": [{"kind": "rule"}, {"kind": "orm", "path": "p", "role": "outcome", "weight": 0.5}]}
+    )
+    scorer = CoTrained(model_setup(learner.config), "scalar", None, read="after")
+    assert scorer.head is not None
+    sharpen(scorer.head)
+    scorer.export_hf(tmp_path)
+    orm = Orm(Orm.Options(path=str(tmp_path), role="outcome"), source_context(cast(Runner, None), learner.config))
+    orm.start_from({})
+    rows = rows_of(random_trajectories(2, 2), [RIGHT, WRONG, WRONG, WRONG], learner)
+    step = Step(learner.config, [cast(Source, SOURCES.get("rule")), orm])
+    index, kept, _ = step.keep(rows, step.judge(rows), 0)
+    score_N = orm.score([row.trajectory for row in rows], []).outcome_N
+    assert index == [0, 1, 2, 3]  # the second group is not flat any more
+    torch.testing.assert_close(kept.outcome_N, torch.tensor([1.0, 0, 0, 0]) + 0.5 * score_N)
 
 
 def test_weights_of_every_optimizer_step_are_over_its_own_tokens() -> None:

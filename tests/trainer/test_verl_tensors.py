@@ -17,6 +17,7 @@ pytest.importorskip("transfer_queue")
 
 from rollout.models import load_tokenizer  # noqa: E402
 from trainer.compose import load_recipe  # noqa: E402
+from trainer.losses.value import ValueLossOptions  # noqa: E402
 from trainer.verl import queue  # noqa: E402
 from trainer.verl.registered import check  # noqa: E402
 from trainer.verl.step import example_fields, example_of, verdict_fields  # noqa: E402
@@ -26,9 +27,11 @@ from trainer.verl.worker_losses import (  # noqa: E402
     LABEL,
     REFERENCE,
     SHARE,
+    VALUE_WEIGHT,
     WEIGHT,
     ImplicitLoss,
     PolicyLossOfRecipe,
+    ValueLossOfRecipe,
 )
 from verifiers.verdict import Status, Verdict  # noqa: E402
 
@@ -133,6 +136,15 @@ def test_the_implicit_loss_reads_verls_tensors() -> None:
     assert float(loss) == pytest.approx(2 * float(torch.nn.functional.softplus(-logit)), rel=1e-5)
 
 
+def test_the_value_loss_reads_verls_tensors() -> None:
+    share = [torch.full((n,), 0.25 * (i != 1)) for i, n in enumerate(LENGTHS)]
+    fields = {"logp": tokens(0), "values": tokens(1), "returns": tokens(2), VALUE_WEIGHT: share}
+    output, data = micro_batch(fields)
+    loss, _ = ValueLossOfRecipe(ValueLossOptions(clip=None))({"values": output["log_probs"]}, data)
+    error = torch.cat([(fields["logp"][i] - fields["returns"][i]).square() for i in (0, 2)])
+    assert float(loss) == pytest.approx(2 * 0.25 * 0.5 * float(error.sum()), rel=1e-5)
+
+
 @pytest.mark.skipif("assay" not in {p.name for p in entry_points(group="verl.plugins")}, reason="not installed")
 def test_verl_knows_what_is_ours_and_calls_it() -> None:
     assert {"estimator assay_grpo", "loss assay_gspo", "trainer assay"} <= set(check())
@@ -158,11 +170,13 @@ def test_the_settings_of_a_recipe_are_keys_of_verls_configuration() -> None:
 
     with initialize_config_module("verl.trainer.config", version_base="1.3"):
         known = compose("ppo_trainer")
-    files = Files(Path("t"), None, Path("m"), Path("a"), Path("c"))
-    recipe = load_recipe("quickstart", ["hardware=cpu", "model.lora={rank: 4, alpha: 8.0}"])
+    files = Files(Path("t"), None, Path("m"), Path("a"), Path("c"), Path("critic"))
+    critic = ["objective=ppo", "critic.optim.lr=1e-3"]
+    recipe = load_recipe("quickstart", ["hardware=cpu", "model.lora={rank: 4, alpha: 8.0}", *critic])
     ours = settings(recipe, files, {}, [2])
     asked = [key for key in ours if not key.startswith(("assay", "ray_kwargs.ray_init"))]
     parents = {key: OmegaConf.select(known, key.rpartition(".")[0]) for key in asked}
     new = {key for key, parent in parents.items() if key.rpartition(".")[2] not in list(parent.keys())}
     optional = {f"actor_rollout_ref.{role}.fsdp_config.mixed_precision" for role in ("actor", "ref")}
-    assert new == optional  # of FSDPEngineConfig, not in the file
+    optional |= {"critic.fsdp.mixed_precision", "critic.ppo_infer_max_token_len_per_gpu"}
+    assert new == optional  # of verl's dataclasses, not in the file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.unit
 
 FILES = Files(Path("train.jsonl"), None, Path("/run/model"), Path("loops.yaml"), Path("/run/checkpoints"))
 IMPLICIT = {"kind": "implicit", "optim": {"lr": 1e-3}}
+TRAINED_HERE = {"kind": "verify_rm", "optim": {"lr": 1e-3}, "train": {"prompts": 4, "steps": 1,
+                                                                      "solutions_per_step": 2}}  # fmt: skip
 LORA = {"rank": 4, "alpha": 8.0}
 
 
@@ -47,8 +50,11 @@ REFUSED = {
     "objective.advantage.kind": {"objective.advantage.kind": "remax"},
     "objective.kl.controller": {"objective.kl": {"coef": 0.1, "controller": {"target": 0.1,
                                                                            "horizon_trajectories": 100}}},
-    "critic": {"critic": {"optim": {"lr": 1e-3}}, "objective.advantage.kind": "gae"},
+    "critic.trunk": {"critic": {"trunk": "shared"}, "objective.advantage.kind": "gae"},
     "sources.1.kind": {"sources": [{"kind": "rule"}, {"kind": "oracle_steps"}]},
+    "sources.1.train": {"sources": [{"kind": "rule"}, TRAINED_HERE]},
+    "sources.1.update_every": {"sources": [{"kind": "rule"}, {"kind": "step_prm", "path": "p", "update_every": 1,
+                                                              "optim": {"lr": 1e-3}}]},
     "sources.1.reference": {"sources": [{"kind": "rule"}, IMPLICIT | {"reference": "moving"}],
                             "rollout.top_p": 0.9, "objective.mismatch.kind": "truncated"},
     "sources": {"sources": [IMPLICIT]},
@@ -113,6 +119,19 @@ def test_the_optimizer_is_the_recipes() -> None:
     assert found[at + "weight_decay"] == 0.0  # verl's default is another
 
 
+def test_the_critic_is_the_recipes_and_verl_counts_from_one() -> None:
+    critic = {"optim": {"lr": 1e-3, "grad_clip": 0.5}, "warmup_steps": 2}
+    config = make_config({"critic": critic, "objective.advantage.kind": "gae", "objective.zero_variance.drop": False})
+    translate.check(config)
+    found = settings(config, dataclasses.replace(FILES, critic=Path("/run/critic")), {}, [2])
+    assert found["critic.enable"] is True
+    assert found["critic.model.path"] == "/run/critic"
+    assert found["critic.optim.lr"] == 1e-3
+    assert found["critic.optim.clip_grad"] == 0.5
+    assert found["trainer.critic_warmup"] == 3  # the first step in which the policy learns
+    assert translated()["critic.enable"] is False
+
+
 def test_gpus_are_verls_own_and_the_cpu_is_ours() -> None:
     gpu = translated({"hardware.device": "cuda", "verl": {"tensor_parallel": 2, "processes_per_node": 8}})
     assert gpu["actor_rollout_ref.rollout.name"] == "vllm"
@@ -148,7 +167,7 @@ def test_dtypes_and_lora_are_the_recipes() -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "overrides"),
-    [("quickstart", []), ("grpo_math", ["checkpoint.best_by=null"]),
+    [("quickstart", []), ("grpo_math", ["checkpoint.best_by=null"]), ("ppo_math", ["checkpoint.best_by=null"]),
      ("dapo_math", ["checkpoint.best_by=null", "objective.zero_variance.max_refills=0"]),
      ("prime_chain", ["rollout.keep.oversample=1", "rollout.keep.put_back_surplus=false"])],
 )  # fmt: skip
@@ -156,7 +175,7 @@ def test_shipped_recipes_can_be_translated(recipe: str, overrides: list[str]) ->
     config = load_recipe(recipe, ["engine=verl", *overrides])
     assert config.engine == "verl"
     translate.check(config)
-    assert settings(config, FILES, {}, [2])
+    assert settings(config, dataclasses.replace(FILES, critic=Path("/run/critic")), {}, [2])
 
 
 def test_assay_check_says_what_verl_cannot_do(capsys: pytest.CaptureFixture[str]) -> None:

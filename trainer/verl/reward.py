@@ -17,10 +17,10 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from prm.rule import RuleSource, start_judging
 from trainer.config import Config
+from trainer.preflight import make_runner
 from trainer.verl.step import example_of, trajectory_of, verdict_fields
 from verifiers.errors import VerifierError
 from verifiers.options import parse_options
-from verifiers.runner import Runner
 
 
 class RuleReward(RewardManagerBase):
@@ -30,14 +30,7 @@ class RuleReward(RewardManagerBase):
         super().__init__(config, tokenizer, compute_score)
         own: Any = OmegaConf.to_container(config.assay, resolve=True)
         self.recipe, self.eos_ids = parse_options(Config, own["recipe"]), own["eos_ids"]
-        verifier = self.recipe.verifier
-        self.runner = Runner(
-            verifier.kind,
-            verifier.options,
-            timeout_s=verifier.timeout_s,
-            memory_mb=verifier.memory_mb,
-            workers=verifier.workers,
-        )
+        self.runner = make_runner(self.recipe.verifier)
         rule = next(part for part in self.recipe.sources if part.kind == "rule")
         self.truncated = parse_options(RuleSource.Options, rule.options).truncated
 

@@ -1,7 +1,8 @@
 """``assay train RECIPE engine=verl``: prepare what verl needs, start Ray and verl's trainer, say where it all is.
 
 The run's folder holds ``resolved.yaml`` (the recipe), and under ``verl/`` what was made for verl: ``verl.yaml`` (its
-whole configuration), ``model/``, the examples, ``checkpoints/``, and ``metrics_from_<step>.jsonl`` of every start.
+whole configuration), ``model/``, ``critic/``, the examples, ``checkpoints/``, and ``metrics_from_<step>.jsonl`` of each
+start.
 """
 
 # pyright: reportMissingImports=false
@@ -19,8 +20,10 @@ from rollout.models import load_policy
 from trainer.checkpoint import export_hf
 from trainer.compose import to_yaml
 from trainer.config import Config
+from trainer.critic import Critic
 from trainer.learner import Learner
 from trainer.preflight import Prepared, prepare
+from trainer.session import model_setup
 from trainer.verl import translate
 from trainer.verl.dataset import write_examples
 from trainer.verl.translate import Files
@@ -72,14 +75,18 @@ def _write(config: Config, prepared: Prepared, folder: Path, *, resumes: bool) -
         write_examples(examples, prepared.prompt_ids, evaluation, name=name, evaluation=True)
     loops = folder / "agent_loops.yaml"
     loops.write_text(yaml.safe_dump([{"name": "assay", "_target_": "trainer.verl.agent_loop.RecipeAgentLoop"}]))
-    model, eos_ids = _starting_model(config, prepared, folder / "model", resumes)
-    files = Files(train, evaluation if prepared.evals else None, model, loops, (folder / "checkpoints").absolute())
-    return files, eos_ids
+    model, critic = (folder / "model").absolute(), (folder / "critic").absolute()
+    eos_ids = _starting_models(config, prepared, model, critic, resumes)
+    evals = evaluation if prepared.evals else None
+    checkpoints = (folder / "checkpoints").absolute()
+    return Files(train, evals, model, loops, checkpoints, critic if config.critic is not None else None), eos_ids
 
 
-def _starting_model(config: Config, prepared: Prepared, folder: Path, resumes: bool) -> tuple[Path, tuple[int, ...]]:
-    """(folder with the policy that RL starts from, its end-of-sequence ids). A warm start is ours, in this process,
-    before Ray starts."""
+def _starting_models(
+    config: Config, prepared: Prepared, folder: Path, of_critic: Path, resumes: bool
+) -> tuple[int, ...]:
+    """Write the policy that RL starts from, and beside it the critic, which starts as its copy with a head of zeros;
+    returns the end-of-sequence ids. A warm start is ours, in this process, before Ray starts."""
     base = config.model_copy(update={"model": config.model.model_copy(update={"lora": None})})
     policy = load_policy(base.model, config.seed, torch.device("cpu"))
     if not (resumes and (folder / "config.json").exists()):
@@ -90,7 +97,11 @@ def _starting_model(config: Config, prepared: Prepared, folder: Path, resumes: b
             warm_start(learner, config.warm_start, prepared.demonstrations, config.seed, lambda step, metrics: None)
         folder.mkdir(parents=True, exist_ok=True)
         export_hf(folder, learner, prepared.tokenizer)
-    return folder.absolute(), policy.eos_ids
+        if config.critic is not None:
+            critic = Critic(base, model_setup(base, learner.device))
+            critic.start_from(learner.weights())
+            critic.export_hf(of_critic)
+    return policy.eos_ids
 
 
 def _environment(config: Config, folder: Path, done: int) -> dict[str, str]:

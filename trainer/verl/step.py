@@ -21,7 +21,7 @@ from data.example import Example, Message
 from prm.signal import SOURCES, Kept, Signal, Source
 from rollout.trajectory import Finish, Trajectory
 from trainer.advantages.base import ADVANTAGES
-from trainer.collect import informative_groups, wanted_groups
+from trainer.collect import informative_groups, total_outcome, wanted_groups
 from trainer.config import Config, ObjectiveConfig
 from trainer.learner import TrainingBatch
 from trainer.objective import mismatch_correction, proximal_logp, sequence_weights
@@ -52,13 +52,15 @@ class Row:
 class Weighed:
     """What the loss needs, in the order of the rows; zeros for what is not trained on. advantages, weights (in the sum
     that is the loss), corrections (of the mismatch between engine and learner), before (log-probs that the loss's ratio
-    is taken against), returns (empty without a critic): one tensor [T_i] each. kept: the rows that are trained on."""
+    is taken against), returns and value_weights (of the critic; empty without one): one tensor [T_i] each. kept: the
+    rows that are trained on."""
 
     advantages: list[Tensor]
     weights: list[Tensor]
     corrections: list[Tensor]
     before: list[Tensor]
     returns: list[Tensor]
+    value_weights: list[Tensor]
     kept: list[int]
 
 
@@ -172,23 +174,38 @@ class Step:
         self.shapings = [
             (SHAPINGS.get(p.kind), parse_options(SHAPINGS.get(p.kind).options, p.options)) for p in objective.shaping
         ]
-        if not self.sources:  # a source that judges is asked nothing here: its verdicts are in the rows
+        if not self.sources:  # the rule is asked nothing here: its verdicts are in the rows
             self.sources = [cast(Source, SOURCES.get(part.kind)) for part in self.config.sources]
 
-    def keep(self, rows: Sequence[Row], step: int) -> tuple[list[int], Kept, dict[str, float]]:
+    def judge(self, rows: Sequence[Row]) -> list[Signal]:
+        """What each source says of the responses before it is decided which are kept."""
+        trajectories, examples = [row.trajectory for row in rows], [row.example for row in rows]
+        verdicts = [row.verdict for row in rows]
+        score_N = torch.tensor([math.nan if v.score is None else v.score for v in verdicts])
+        return [
+            Signal(score_N, labels={"verdict": verdicts})
+            if part.kind == "rule"
+            else source.score(trajectories, examples)
+            if source.phase == "judge"
+            else Signal.silent(len(rows))
+            for part, source in zip(self.config.sources, self.sources, strict=True)
+        ]
+
+    def keep(
+        self, rows: Sequence[Row], signals: Sequence[Signal], step: int
+    ) -> tuple[list[int], Kept, dict[str, float]]:
         """(rows that are trained on, what the sources are told of them, metrics). Raises `RunError` where more
         responses than the recipe allows could not be judged."""
         config = self.config
         trajectories, verdicts = [row.trajectory for row in rows], [row.verdict for row in rows]
-        part = next(part for part in config.sources if part.kind == "rule")
-        nan = float("nan")
-        reward_N = torch.tensor([nan if v.score is None else part.weight * v.score for v in verdicts])
-        faults = sum(v.is_fault for v in verdicts) / max(1, len(verdicts))
+        reward_N = total_outcome(list(signals), [part.weight for part in config.sources])
+        faults = float(reward_N.isnan().double().mean()) if rows else 0.0
         if faults > config.alarms.max_fault_share:
-            example = next(row for row in rows if row.verdict.is_fault)
+            shown = next((f", example '{row.example.id}': {row.verdict.evidence}" for row in rows
+                          if row.verdict.is_fault), ", a learned reward source")  # fmt: skip
             raise RunError(
                 f"{faults:.1%} of the step's responses could not be judged, above {config.alarms.max_fault_share:.1%}.",
-                where=f"alarms.max_fault_share, example '{example.example.id}': {example.verdict.evidence}",
+                where=f"alarms.max_fault_share{shown}",
                 why="a reward that is missing so often trains on what the verifier can bear",
                 fix="repair the verifier or the data; verifier.timeout_s and verifier.memory_mb bound it",
             )
@@ -238,9 +255,9 @@ def in_the_order_of_rows(
     sampled = [torch.tensor(row.trajectory.logp_sampled) for row in rows]
     form = "bypass" if objective.mismatch.kind == "bypass" else "decoupled"
     before = [proximal_logp(row.old, s, form) for row, s in zip(rows, sampled, strict=True)]
-    out = Weighed(list(zeros), list(zeros), [torch.ones_like(z) for z in zeros], before, [], list(index))
+    out = Weighed(list(zeros), list(zeros), [torch.ones_like(z) for z in zeros], before, [], [], list(index))
     if batch.returns:
-        out.returns = list(zeros)
+        out.returns, out.value_weights = list(zeros), list(zeros)
     for part in sorted(set(minibatch)):
         own = [k for k, i in enumerate(index) if minibatch[i] == part]
         if not own:
@@ -256,8 +273,12 @@ def in_the_order_of_rows(
             out.advantages[i] = batch.advantages[k].float()
             out.weights[i] = (weight * kept_T).float()
             out.corrections[i] = corrected.float()
-            if batch.returns:
+        if batch.returns:
+            length_N = torch.tensor([len(rows[i].old) for i in rows_of])
+            of_values_N = sequence_weights(length_N, included_N, "token", None)
+            for k, i, weight in zip(own, rows_of, of_values_N, strict=True):
                 out.returns[i] = batch.returns[k].float()
+                out.value_weights[i] = weight.expand(len(rows[i].old)).float()
     return out
 
 

@@ -17,19 +17,21 @@ from trainer.objective import needs_reference
 from verifiers.errors import ConfigError
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
-PARTS = ("rule", "implicit")  # sources that have a form in verl
+BESIDE = ("verify_rm", "cooper", "step_prm", "orm")  # sources of `trainer.verl.beside`
+PARTS = ("rule", "implicit", *BESIDE)  # sources that have a form in verl
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
     """What was written for verl before it starts: examples (JSON lines), the model with its tokenizer, the list of
-    agent loops; and the folder of its checkpoints."""
+    agent loops, the critic if there is one; and the folder of its checkpoints."""
 
     train: Path
     eval: Path | None
     model: Path | str
     agent_loops: Path
     checkpoints: Path
+    critic: Path | None = None
 
 
 def on_cpu(config: Config) -> bool:
@@ -98,8 +100,8 @@ def _about_objective(config: Config) -> list[Rule]:
          "the sampled ones", "an estimator without baseline_N: rloo, grpo, reinforce_pp_baseline"),
         ("objective.kl.controller", config.objective.kl.controller is not None,
          "its state is not in verl's checkpoints", "objective.kl.controller=null"),
-        ("critic", config.critic is not None, "verl's critic starts with a random head, and is not tested here",
-         "critic=null and an estimator without a critic"),
+        ("critic.trunk", config.critic is not None and config.critic.trunk == "shared", "verl's policy has no second "
+         "head", "critic={trunk: own, optim: {lr: 1e-5}}, or an estimator without a critic"),
     ]  # fmt: skip
 
 
@@ -107,13 +109,19 @@ def _about_models(config: Config) -> list[Rule]:
     rules: list[Rule] = []
     kinds = [part.kind for part in config.sources]
     for i, kind in enumerate(kinds):
-        rules.append((f"sources.{i}.kind", kind not in PARTS, f"the source '{kind}' has no worker group in verl",
+        rules.append((f"sources.{i}.kind", kind not in PARTS, f"the source '{kind}' has no place in verl",
                       f"sources with one: {', '.join(PARTS)}"))  # fmt: skip
+        options = config.sources[i].options
+        if kind in BESIDE:
+            rules.append((f"sources.{i}.train", options.get("train") is not None, "its samples are made before verl "
+                          "starts", f"sources.{i}.path: the folder of a model that was trained before"))  # fmt: skip
+        if kind == "step_prm":
+            rules.append((f"sources.{i}.update_every", options.get("update_every") is not None, "its labels may need "
+                          "completions by the policy, which it cannot ask for here", "leave it out"))  # fmt: skip
         rules.append((f"sources.{i}.kind", kind in kinds[:i], "there is room for one source of a kind",
                       "name every kind once"))  # fmt: skip
         if kind == "implicit":
-            options = ImplicitOptions.model_validate(config.sources[i].options)
-            moving = options.reference == "moving" and config.rollout.top_p < 1
+            moving = ImplicitOptions.model_validate(options).reference == "moving" and config.rollout.top_p < 1
             rules.append((f"sources.{i}.reference", moving, "verl's engine gives no log-probs without top-p",
                           "rollout.top_p=1.0 or reference: frozen"))  # fmt: skip
     rules.append(("sources", "rule" not in kinds, "verl's rewards are the verifier's", "add the source rule"))
@@ -145,6 +153,7 @@ def settings(config: Config, files: Files, recipe: dict[str, Any], eos_ids: list
         _data_settings(config, files)
         | _model_settings(config, files)
         | _actor_settings(config)
+        | _critic_settings(config, files)
         | _rollout_settings(config, files)
         | _trainer_settings(config, files)
         | {"assay": {"recipe": recipe, "eos_ids": eos_ids, "files": {"checkpoints": str(files.checkpoints)}}}
@@ -171,14 +180,7 @@ def _data_settings(config: Config, files: Files) -> dict[str, Any]:
 
 def _model_settings(config: Config, files: Files) -> dict[str, Any]:
     model, at = config.model, "actor_rollout_ref.model."
-    out: dict[str, Any] = {
-        at + "path": str(files.model),
-        at + "trust_remote_code": model.trust_remote_code,
-        at + "enable_gradient_checkpointing": model.gradient_checkpointing,
-        at + "use_remove_padding": not on_cpu(config),
-    }
-    if on_cpu(config):
-        out[at + "override_config"] = {"attn_implementation": "sdpa"}
+    out = {at + name: value for name, value in _of_a_model(config, files.model).items()}
     if model.lora is not None:
         out |= {
             at + "lora_rank": model.lora.rank,
@@ -186,6 +188,29 @@ def _model_settings(config: Config, files: Files) -> dict[str, Any]:
             at + "target_modules": model.lora.target_modules,
         }
     return out
+
+
+def _of_a_model(config: Config, path: Path | str) -> dict[str, Any]:
+    """Of verl's HFModelConfig."""
+    out: dict[str, Any] = {
+        "path": str(path),
+        "trust_remote_code": config.model.trust_remote_code,
+        "enable_gradient_checkpointing": config.model.gradient_checkpointing,
+        "use_remove_padding": not on_cpu(config),
+    }
+    return out | ({"override_config": {"attn_implementation": "sdpa"}} if on_cpu(config) else {})
+
+
+def _of_an_engine(config: Config) -> dict[str, Any]:
+    """Of verl's FSDPEngineConfig."""
+    return {
+        "model_dtype": DTYPES[config.model.master_dtype],
+        "dtype": config.model.compute_dtype,
+        "mixed_precision": {
+            "param_dtype": DTYPES[config.model.compute_dtype], "reduce_dtype": "fp32", "buffer_dtype": "fp32"
+        },
+        "use_torch_compile": not on_cpu(config),
+    }  # fmt: skip
 
 
 def optimizer_settings(optim: OptimConfig) -> dict[str, Any]:
@@ -204,14 +229,6 @@ def optimizer_settings(optim: OptimConfig) -> dict[str, Any]:
 
 def _actor_settings(config: Config) -> dict[str, Any]:
     at, train = "actor_rollout_ref.actor.", config.train
-    engine = {
-        "model_dtype": DTYPES[config.model.master_dtype],
-        "dtype": config.model.compute_dtype,
-        "mixed_precision": {
-            "param_dtype": DTYPES[config.model.compute_dtype], "reduce_dtype": "fp32", "buffer_dtype": "fp32"
-        },
-        "use_torch_compile": not on_cpu(config),
-    }  # fmt: skip
     out: dict[str, Any] = {
         at + "strategy": "fsdp2",
         at + "ppo_mini_batch_size": config.rollout.prompts_per_step // train.minibatches_per_step,
@@ -225,12 +242,36 @@ def _actor_settings(config: Config) -> dict[str, Any]:
         at + "use_kl_loss": wants_reference(config),
         at + "kl_loss_coef": 0.0,
         "algorithm.adv_estimator": "assay_grpo",  # never asked: our trainer calls the recipe's estimator
-        "critic.enable": False,
     }
     out |= {f"{at}optim.{name}": value for name, value in optimizer_settings(config.optim).items()}
     for role in ("actor", "ref"):
-        out |= {f"actor_rollout_ref.{role}.fsdp_config.{name}": value for name, value in engine.items()}
+        out |= {f"actor_rollout_ref.{role}.fsdp_config.{name}": value for name, value in _of_an_engine(config).items()}
     return out
+
+
+def _critic_settings(config: Config, files: Files) -> dict[str, Any]:
+    """verl's critic takes its mini-batches and passes over a batch from the actor's settings."""
+    if config.critic is None:
+        return {"critic.enable": False}
+    assert files.critic is not None
+    assert config.critic.optim is not None
+    limit = config.train.max_tokens_per_microbatch
+    parts = {
+        "model": _of_a_model(config, files.critic) | {"tokenizer_path": str(files.model)},
+        "fsdp": _of_an_engine(config),
+        "optim": optimizer_settings(config.critic.optim),
+    }
+    return {
+        "critic.enable": True,
+        "critic.strategy": "fsdp2",
+        "critic.ppo_max_token_len_per_gpu": limit,
+        "critic.ppo_infer_max_token_len_per_gpu": limit,
+        "critic.data_loader_seed": config.seed,
+        # the first step, counted from 1, in which the policy learns too
+        "trainer.critic_warmup": config.critic.warmup_steps + 1,
+        "trainer.max_critic_ckpt_to_keep": config.checkpoint.keep_last,
+        **{f"critic.{part}.{name}": value for part, values in parts.items() for name, value in values.items()},
+    }
 
 
 def wants_reference(config: Config) -> bool:

@@ -1,6 +1,7 @@
-"""The losses that verl's training workers call: the recipe's policy loss, and the implicit PRM's cross-entropy.
+"""The losses that verl's training workers call: the recipe's policy loss, the critic's, and the implicit PRM's
+cross-entropy.
 
-Both run the registered functions on verl's tensors. What a token weighs was decided for the whole step
+All run the recipe's functions on verl's tensors. What a token weighs was decided for the whole step
 (`step.Weighed`), so nothing here depends on micro-batches or ranks. Instances travel to the workers pickled.
 
 Shapes: B responses of a micro-batch, padded to R tokens.
@@ -18,11 +19,13 @@ from torch import Tensor
 from prm.implicit import cross_entropy
 from trainer.config import ObjectiveConfig
 from trainer.losses.base import LOSSES, LossInputs
+from trainer.losses.value import ValueLossOptions, value_loss
 from trainer.objective import kl_loss, needs_reference
 from verifiers.options import parse_options
 
 # of verl's queue, one value a response token
 BEFORE, WEIGHT, CORRECTION = "assay_before", "assay_weight", "assay_correction"
+VALUE_WEIGHT = "assay_value_weight"
 LABEL, REFERENCE, SHARE = "assay_label", "assay_reference", "assay_share"
 SUM, COUNTED = "assay_sum/", "assay_counted_tokens"
 
@@ -38,7 +41,7 @@ class PolicyLossOfRecipe:
         kl = self.objective.kl
         in_loss = needs_reference(kl) and kl.place == "loss"
         fields += ["ref_log_prob"] if in_loss else []
-        logp_BR, padded, mask = _of_responses(model_output, data, fields)
+        logp_BR, padded, mask = _of_responses(model_output["log_probs"], data, fields)
         of = {name: padded[name][mask] for name in fields}
         logp_R, weight_R = logp_BR[mask], of[WEIGHT]
         segment_R = torch.arange(len(mask), device=mask.device)[:, None].expand(mask.shape)[mask]
@@ -64,7 +67,8 @@ class ImplicitLoss:
     beta: float
 
     def __call__(self, model_output: Any, data: Any, dp_group: Any = None) -> tuple[Tensor, dict[str, Any]]:
-        logp_BR, padded, mask = _of_responses(model_output, data, [LABEL, REFERENCE, SHARE, "response_mask"])
+        fields = [LABEL, REFERENCE, SHARE, "response_mask"]
+        logp_BR, padded, mask = _of_responses(model_output["log_probs"], data, fields)
         taught = [i for i in range(len(mask)) if bool((padded[SHARE][i] > 0).any())]
         if not taught:
             return logp_BR.sum() * 0, {}
@@ -74,24 +78,41 @@ class ImplicitLoss:
         return loss * data["dp_size"], {}
 
 
-def _of_responses(model_output: Any, data: Any, fields: list[str]) -> tuple[Tensor, Any, Tensor]:
-    """(log-probs of the responses [B, R], the fields padded alike, bool [B, R]: which positions are tokens)."""
+@dataclass(frozen=True)
+class ValueLossOfRecipe:
+    """The critic's token mean, as `Learner`'s and `Critic`'s `value_loss_term` has it."""
+
+    options: ValueLossOptions
+
+    def __call__(self, model_output: Any, data: Any, dp_group: Any = None) -> tuple[Tensor, dict[str, Any]]:
+        fields = ["values", "returns", VALUE_WEIGHT, "response_mask"]
+        value_BR, padded, mask = _of_responses(model_output["values"], data, fields)
+        weight_R = padded[VALUE_WEIGHT][mask]
+        loss_R, diagnostics = value_loss(value_BR[mask], padded["values"][mask], padded["returns"][mask], self.options)
+        loss = (loss_R * weight_R).sum() * data["dp_size"]
+        return loss, _sums({name: (of_R * weight_R).sum() for name, of_R in diagnostics.items()}, data["dp_size"])
+
+
+def _of_responses(output: Any, data: Any, fields: list[str]) -> tuple[Tensor, Any, Tensor]:
+    """(the model's output before each token of the responses [B, R], the fields padded alike, bool [B, R]: which
+    positions are tokens)."""
     from verl.workers.utils.padding import no_padding_2_padding
 
-    logp_BR = no_padding_2_padding(model_output["log_probs"], data)
+    output_BR = no_padding_2_padding(output, data)
     padded = data.select(*fields).to_padded_tensor()
-    return logp_BR, padded, padded["response_mask"].bool()
+    return output_BR, padded, padded["response_mask"].bool()
 
 
 def _metrics(sums: dict[str, Tensor], ranks: int) -> dict[str, Any]:
-    """Sums over micro-batches and ranks, to be divided by the counted tokens when all are in (`means`). verl takes the
-    mean over ranks."""
+    """To be divided by the counted tokens when all are in (`means`)."""
+    return _sums({SUM + name if name else COUNTED: value for name, value in sums.items()}, ranks)
+
+
+def _sums(sums: dict[str, Tensor], ranks: int) -> dict[str, Any]:
+    """Metrics that verl adds up over micro-batches and ranks: it takes the mean over ranks."""
     from verl.utils.metric import AggregationType, Metric
 
-    return {
-        (SUM + name if name else COUNTED): Metric(value=value.float() * ranks, aggregation=AggregationType.SUM)
-        for name, value in sums.items()
-    }
+    return {name: Metric(value=value.float() * ranks, aggregation=AggregationType.SUM) for name, value in sums.items()}
 
 
 def means(metrics: dict[str, Any], prefix: str = "actor/") -> dict[str, Any]:

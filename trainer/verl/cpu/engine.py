@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import AutoModelForTokenClassification
+from verl.utils import model as loaders
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
 
@@ -28,7 +30,21 @@ class CpuLanguageModel(_WithoutPinnedMemory, FSDPEngineWithLMHead):
 
 
 class CpuValueModel(_WithoutPinnedMemory, FSDPEngineWithValueHead):
-    pass
+    def _build_module(self) -> Any:
+        """verl's loader of value models insists on flash_attention_2."""
+        theirs = loaders.load_valuehead_model
+        loaders.load_valuehead_model = _load_value_model
+        try:
+            return super()._build_module()
+        finally:
+            loaders.load_valuehead_model = theirs
+
+
+def _load_value_model(local_path: str, torch_dtype: Any, model_config: Any, trust_remote_code: bool) -> Any:
+    return AutoModelForTokenClassification.from_pretrained(
+        local_path, dtype=torch_dtype, config=model_config, attn_implementation="sdpa",
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
 
 
 def register() -> None:
