@@ -38,6 +38,7 @@ from prm.reward_model import (
     flat,
     loss_of_scores,
     open_reward_model,
+    read_card,
     response_of,
     scores_of,
     sigmoid,
@@ -164,6 +165,10 @@ class BradleyTerrySource(Source):
         self.model, kind = open_reward_model(options.path, "bt_rm", context.models, key="sources, kind bt_rm, path")
         assert isinstance(kind, BradleyTerry)
         self.kind = kind
+
+    @classmethod
+    def check(cls, options: BradleyTerrySource.Options, key: str) -> None:
+        read_card(options.path, key=f"{key}.path")
 
     def score(self, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> Signal:
         asked = [response_of(t, e) for t, e in zip(trajectories, examples, strict=True)]

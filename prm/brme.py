@@ -227,6 +227,10 @@ class BrmeSource(Source):
         super().__init__(options, context)
         self.model, self.kind = open_reward_model(options.path, "brme", context.models, key="sources, kind brme, path")
 
+    @classmethod
+    def check(cls, options: BrmeSource.Options, key: str) -> None:
+        read_card(options.path, key=f"{key}.path")
+
     def score(self, trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> Signal:
         asked = self.kind.readable([response_of(t, e) for t, e in zip(trajectories, examples, strict=True)])
         mean_NK, sigma_NK = heads_of(self.model, list(asked.values()))

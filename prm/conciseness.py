@@ -44,6 +44,7 @@ from prm.reward_model import (
     TooLong,
     flat,
     open_reward_model,
+    read_card,
     response_of,
 )
 from prm.signal import SOURCES, Kept, Signal, Source, SourceContext
@@ -243,6 +244,11 @@ class ConcisenessSource(Source):
                                              key="sources, kind conciseness, path", writer=writer)  # fmt: skip
         assert isinstance(kind, ConcisenessModel)
         self.kind = kind
+
+    @classmethod
+    def check(cls, options: ConcisenessSource.Options, key: str) -> None:
+        if options.path is not None:
+            read_card(options.path, key=f"{key}.path")
 
     def credit(self, kept: Kept) -> Signal:
         options, reward_N, correct_N = self.options, kept.outcome_N, kept.correct_N

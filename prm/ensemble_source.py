@@ -19,7 +19,7 @@ from data.example import Example
 from prm.bench.ranking import correlation
 from prm.cotrained import CoTrained
 from prm.ensemble import EnsembleOptions, combine
-from prm.members import Members, build_member, check_members, only, planned_by, prefixed
+from prm.members import Members, build_member, check_folders, check_members, only, planned_by, prefixed
 from prm.signal import SOURCES, Kept, Signal, Source, SourceContext
 from prm.step_scorer import TrainingOptions, sample_solutions
 from rollout.trajectory import Trajectory
@@ -104,6 +104,10 @@ class Ensemble(Source):
             own = Signal(torch.tensor(said.pop("outcome", [])), labels=said)
             metrics |= prefixed(name, source.learn(kept, own))
         return metrics
+
+    @classmethod
+    def check(cls, options: Ensemble.Options, key: str) -> None:
+        check_folders({f"members.{k}": part for k, part in enumerate(options.members)}, key)
 
     @classmethod
     def planned_models(cls, options: Ensemble.Options) -> dict[str, Literal["trained", "frozen"]]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from data.example import Example
 from prm.cotrained import CoTrained
-from prm.members import Members, build_member, member_options, planned_by, prefixed
+from prm.members import Members, build_member, check_folders, member_options, planned_by, prefixed
 from prm.rule import judge_all, verify_request
 from prm.signal import SOURCES, Signal, Source, SourceContext
 from rollout.trajectory import Trajectory
@@ -116,6 +116,10 @@ class Hybrid(Source):
         verdicts = self.format.verify([verify_request(t, e) for t, e in zip(trajectories, examples, strict=True)])
         scores = [math.nan if v.score is None else v.score for v in verdicts]
         return self.options.format_reward * torch.tensor(scores)
+
+    @classmethod
+    def check(cls, options: HybridOptions, key: str) -> None:
+        check_folders({"model": options.model}, key)
 
     @classmethod
     def planned_models(cls, options: HybridOptions) -> dict[str, Literal["trained", "frozen"]]:

@@ -28,6 +28,13 @@ def build_member(part: Mapping[str, Any], context: SourceContext, key: str) -> S
     return made
 
 
+def check_folders(named: Mapping[str, Mapping[str, Any]], key: str) -> None:
+    """`Source.check` of members, by what follows `key` in the recipe."""
+    for name, part in named.items():
+        kind, options = member_options(part, f"{key}.{name}")
+        kind.check(options, f"{key}.{name}")
+
+
 def planned_by(named: Mapping[str, Mapping[str, Any]]) -> dict[str, Literal["trained", "frozen"]]:
     """`Source.planned_models` of members, by the names that `Members.models` gives."""
     out: dict[str, Literal["trained", "frozen"]] = {}

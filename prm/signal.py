@@ -239,6 +239,11 @@ class Source:
         return {}
 
     @classmethod
+    def check(cls, options: Any, key: str) -> None:
+        """What can be told before anything is built: that the folders which the options name hold what they must. key:
+        of the options in the recipe. Raises `ModelError`."""
+
+    @classmethod
     def planned_models(cls, options: Any) -> dict[str, Literal["trained", "frozen"]]:
         """The names of `models` with these options, before anything is built: for the estimate of memory and disk."""
         return {}

@@ -95,6 +95,16 @@ class ScorerOptions(BaseOptions):
         return self
 
 
+def check_scorer_folder(folder: Path, key: str) -> None:
+    """Raises `ModelError` if there are no weights in it."""
+    if not list(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"There are no weights of a scorer in {folder}.",
+            where=f"{key}.path",
+            fix="give the folder of a checkpoint: checkpoints/step-NNNNNN/sources/KIND/scorer",
+        )
+
+
 class Scorer:
     """The model, its two phases of training, and its state. what: its name in messages."""
 
@@ -111,12 +121,7 @@ class Scorer:
             self.model.start_from(weights)
             return
         folder = Path(self.options.path)
-        if not list(folder.glob("*.safetensors")):
-            raise ModelError(
-                "There are no weights of a scorer.",
-                where=f"path={folder}",
-                fix="give the folder of a checkpoint: checkpoints/step-NNNNNN/sources/KIND/scorer",
-            )
+        check_scorer_folder(folder, f"sources, kind {self.what}")
         optimizer, self.model.optimizer = self.model.optimizer, None  # the folder's weights, a fresh optimizer
         try:
             self.model.load(folder, {})
@@ -179,6 +184,11 @@ class StepPrm(ScorerSource[Scorer], StepSource):
 
         labels: Literal["oracle", "monte_carlo"] = "monte_carlo"
         monte_carlo: MonteCarloOptions = MonteCarloOptions()
+
+    @classmethod
+    def check(cls, options: ScorerOptions, key: str) -> None:
+        if options.path is not None:
+            check_scorer_folder(Path(options.path), key)
 
     def __init__(self, options: Any, context: SourceContext):
         super().__init__(options, context)
@@ -261,6 +271,11 @@ class Orm(ScorerSource[Scorer]):
             if self.train is not None and self.train.file is not None:
                 raise ValueError("train.file holds labels of steps: use the source step_prm")
             return self
+
+    @classmethod
+    def check(cls, options: ScorerOptions, key: str) -> None:
+        if options.path is not None:
+            check_scorer_folder(Path(options.path), key)
 
     def __init__(self, options: Any, context: SourceContext):
         super().__init__(options, context)

@@ -21,7 +21,7 @@ from torch import Tensor
 from data.example import Example
 from data.sampler import Sampler
 from prm.cotrained import CoTrained
-from prm.reward_model import open_reward_model, whole
+from prm.reward_model import open_reward_model, read_card, whole
 from prm.scorer_source import ScorerSource
 from prm.signal import SOURCES, Signal, SourceContext
 from prm.step_labels import correctness
@@ -194,6 +194,11 @@ class VerifyRmSource(ScorerSource[VerifyScorer]):
     def __init__(self, options: Any, context: SourceContext):
         super().__init__(options, context)
         self.scorer = VerifyScorer(options, context, "verify_rm")
+
+    @classmethod
+    def check(cls, options: VerifyOptions, key: str) -> None:
+        if options.path is not None:
+            read_card(options.path, key=f"{key}.path")
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
         self.scorer.start_from(weights)

@@ -15,14 +15,15 @@ size); H query heads; V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from prm.signal import SOURCES
+from prm.signal import SOURCES, Source
 from rollout.options import LoraOptions, ModelConfig
 from rollout.sharding import transformer_layers
 from trainer.config import Config, HardwareConfig
@@ -136,13 +137,18 @@ def model_facts(config: PretrainedConfig, lora: LoraOptions | None = None) -> Mo
     )
 
 
+def declared_sources(config: Config) -> Iterator[tuple[str, str, type[Source], Any]]:
+    """(key in the recipe, kind, class, checked options) of each source."""
+    for i, part in enumerate(config.sources):
+        source = SOURCES.get(part.kind, key=f"sources.{i}.kind")
+        yield f"sources.{i}", part.kind, source, parse_options(source.Options, part.options, f"sources.{i}")
+
+
 def planned_models(config: Config) -> dict[str, Literal["trained", "frozen"]]:
     """The models of all sources, by ``SOURCE/NAME``, as the sources declare them."""
     out: dict[str, Literal["trained", "frozen"]] = {}
-    for i, part in enumerate(config.sources):
-        source = SOURCES.get(part.kind, key=f"sources.{i}.kind")
-        options = parse_options(source.Options, part.options, f"sources.{i}")
-        out |= {f"{part.kind}/{name}": how for name, how in source.planned_models(options).items()}
+    for _, kind, source, options in declared_sources(config):
+        out |= {f"{kind}/{name}": how for name, how in source.planned_models(options).items()}
     return out
 
 

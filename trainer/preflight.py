@@ -33,7 +33,7 @@ from trainer.combinations import warnings
 from trainer.compose import engine_options
 from trainer.config import Config, DataPart, HardwareConfig, VerifierConfig
 from trainer.derived import derive
-from trainer.memory import BYTES, ModelFacts, check_ranks, model_facts, planned_models
+from trainer.memory import BYTES, ModelFacts, check_ranks, declared_sources, model_facts, planned_models
 from trainer.objective import needs_reference
 from trainer.records import check_writable
 from verifiers.errors import ConfigError, DataError
@@ -122,6 +122,8 @@ def prepare(config: Config) -> Prepared:
     _check_architecture(config, model_config)
     facts = model_facts(model_config, config.model.lora)
     check_writable(run_path, min_free_mb=disk_need_mb(config, facts))
+    for key, _, source, options in declared_sources(config):
+        source.check(options, key)
     runner = make_runner(config.verifier)
     try:
         return _prepare_data(config, tokenizer, model_config, facts, runner)
