@@ -50,8 +50,9 @@ class Colocated:
         self._count = 0
         self._folder = tempfile.TemporaryDirectory(prefix="assay-vllm-")
         write_model_folder(self._folder.name, config, tokenizer)
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._owns_process_group = not distributed
+        initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
+        distributed = initialized and torch.distributed.get_world_size() > 1
+        self._owns_process_group = not initialized  # another engine of this process may have made it
         set_num_threads = torch.set_num_threads
         with self._random_state():
             from vllm import LLM  # pyright: ignore[reportMissingImports]
