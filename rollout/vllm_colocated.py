@@ -48,11 +48,14 @@ class Colocated:
         self.asleep = False
         self.open: dict[str, tuple[int, Request]] = {}
         self._count = 0
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if distributed and "RANK" not in os.environ:
+            raise ModelError("This process has one vLLM engine already.", where="rollout.engine",
+                             why="vLLM's process groups are global: closing one engine would break the other",
+                             fix="close the other first, or give this one a process or server of its own")  # fmt: skip
+        self._owns_process_group = not distributed
         self._folder = tempfile.TemporaryDirectory(prefix="assay-vllm-")
         write_model_folder(self._folder.name, config, tokenizer)
-        initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
-        distributed = initialized and torch.distributed.get_world_size() > 1
-        self._owns_process_group = not initialized  # another engine of this process may have made it
         set_num_threads = torch.set_num_threads
         with self._random_state():
             from vllm import LLM  # pyright: ignore[reportMissingImports]

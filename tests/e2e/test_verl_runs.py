@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from prm.cotrained import CoTrained
@@ -27,7 +28,9 @@ from trainer.collect import Rollouts, informative_groups, total_outcome, wanted_
 from trainer.compose import load_recipe, load_resolved
 from trainer.config import Config
 from trainer.loop import policy_waits_steps
+from trainer.preflight import prepare
 from trainer.session import Session, model_setup
+from trainer.verl.run import write_starting_models
 from trainer.weigh import credit, weigh
 
 pytestmark = [
@@ -206,3 +209,65 @@ def test_models_judge_credit_and_learn_in_verl_as_in_assay_and_are_resumed(tmp_p
     difference = compare(path, tmp_path / "again", 3)
     assert any(name.startswith("loss of cooper") for name in difference)
     assert_close(difference)
+
+
+# verl's own command, as in docs/verl.md ("The plugin without assay's command"), and what the CPU needs beside it
+PLAIN = [
+    "algorithm.adv_estimator=assay_rloo", "+algorithm.assay.singleton=zero",
+    "actor_rollout_ref.actor.policy_loss.loss_mode=assay_cispo", "actor_rollout_ref.actor.clip_ratio_high=4.0",
+    "reward.custom_reward_function.path=pkg://verifiers.adapters.verl",
+    "reward.custom_reward_function.name=compute_score", "+reward.custom_reward_function.reward_kwargs.kind=exact",
+    "+reward.custom_reward_function.reward_kwargs.options={marker: '#'}",
+]  # fmt: skip
+ON_CPU = [
+    "data.train_batch_size=4", "data.max_prompt_length=16", "data.max_response_length=24",
+    "data.dataloader_num_workers=0", "actor_rollout_ref.actor.strategy=fsdp2",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4", "actor_rollout_ref.actor.use_dynamic_bsz=True",
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=4096", "actor_rollout_ref.actor.use_torch_compile=False",
+    "actor_rollout_ref.actor.fsdp_config.use_torch_compile=False", "actor_rollout_ref.model.use_remove_padding=False",
+    "+actor_rollout_ref.model.override_config.attn_implementation=sdpa", "actor_rollout_ref.rollout.name=assay_cpu",
+    "actor_rollout_ref.rollout.n=4", "actor_rollout_ref.rollout.load_format=auto",
+    "actor_rollout_ref.rollout.tensor_model_parallel_size=1", "actor_rollout_ref.rollout.max_num_seqs=64",
+    "actor_rollout_ref.rollout.agent.num_workers=1", "critic.enable=False", "reward.num_workers=1",
+    "trainer.device=cpu", "trainer.nnodes=1", "trainer.n_gpus_per_node=1", "trainer.total_training_steps=2",
+    "trainer.save_freq=-1", "trainer.test_freq=-1", "trainer.val_before_train=False", "trainer.logger=[file]",
+    "ray_kwargs.ray_init.num_cpus=8", "+ray_kwargs.ray_init.num_gpus=1", "+ray_kwargs.ray_init.include_dashboard=False",
+    "+ray_kwargs.ray_init.object_store_memory=500000000",
+    "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
+]  # fmt: skip
+
+
+def test_verls_own_command_trains_with_our_estimator_loss_and_verifier(tmp_path: Path) -> None:
+    config = load_recipe("quickstart", [*SMALL, f"run.dir={tmp_path}"])
+    prepared = prepare(config)
+    prepared.runner.close()
+    model = tmp_path / "model"
+    write_starting_models(config, prepared, model, tmp_path / "critic", resumes=False)
+    tokenizer = load_tokenizer(config.model)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(model)
+    rows = [
+        {"data_source": "chain", "prompt": [{"role": m.role, "content": m.content} for m in e.prompt],
+         "reward_model": {"style": "rule", "ground_truth": e.gold}, "extra_info": {"index": i}}
+        for i, e in enumerate(prepared.train[:32])
+    ]  # fmt: skip
+    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    data = [f"data.{side}_files={tmp_path / 'train.parquet'}" for side in ("train", "val")]
+    log = tmp_path / "metrics.jsonl"
+    environment = os.environ | {
+        "VERL_PLATFORM": "cpu", "VERL_FILE_LOGGER_PATH": str(log), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_worker_register_timeout_seconds": "900",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *PLAIN, *ON_CPU, *data,
+               f"actor_rollout_ref.model.path={model}"]  # fmt: skip
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = [json.loads(line)["data"] for line in log.read_text(encoding="utf-8").splitlines()]
+    assert len(steps) == 2
+    thirds = {k / 3 for k in range(-3, 4)}  # a group of four, rewards 0 and 1: R - mean of the other three
+    for found in steps:
+        assert 0 < found["critic/score/mean"] < 1
+        for end in ("min", "max"):
+            assert min(abs(found[f"critic/advantages/{end}"] - third) for third in thirds) < 1e-5
+        assert found["actor/grad_norm"] > 0
+        assert "actor/clip_fraction" in found  # assay's name, of its cispo

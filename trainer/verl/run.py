@@ -76,13 +76,13 @@ def _write(config: Config, prepared: Prepared, folder: Path, *, resumes: bool) -
     loops = folder / "agent_loops.yaml"
     loops.write_text(yaml.safe_dump([{"name": "assay", "_target_": "trainer.verl.agent_loop.RecipeAgentLoop"}]))
     model, critic = (folder / "model").absolute(), (folder / "critic").absolute()
-    eos_ids = _starting_models(config, prepared, model, critic, resumes)
+    eos_ids = write_starting_models(config, prepared, model, critic, resumes)
     evals = evaluation if prepared.evals else None
     checkpoints = (folder / "checkpoints").absolute()
     return Files(train, evals, model, loops, checkpoints, critic if config.critic is not None else None), eos_ids
 
 
-def _starting_models(
+def write_starting_models(
     config: Config, prepared: Prepared, folder: Path, of_critic: Path, resumes: bool
 ) -> tuple[int, ...]:
     """Write the policy that RL starts from, and beside it the critic, which starts as its copy with a head of zeros;
