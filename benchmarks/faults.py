@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import RESULTS, Report, progress, table
+from benchmarks.report import RESULTS, Report, portable, progress, table
 from trainer.checkpoint import list_checkpoints
 
 SILENCE_S = 12.0
@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, choices=[1], help="of each rank")
     arguments = parser.parse_args()
     report = Report("faults", arguments)
+    report.header["command"] = portable(["python", "-m", "benchmarks.faults", *sys.argv[1:]])
     folder = Path(tempfile.mkdtemp(prefix="assay-faults-"))
     rows: list[dict[str, Any]] = []
     try:

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.faults import torchrun
 from benchmarks.memory_worker import VOCABULARY, widened_tokenizer
-from benchmarks.report import RESULTS, ROOT, Report, progress, table
+from benchmarks.report import RESULTS, ROOT, Report, portable, progress, table
 
 RANKS = 2
 PHASES = ("loading", "weights to the engine")
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     report = Report("ranks", options)
+    report.header["command"] = portable(["python", "-m", "benchmarks.ranks", *sys.argv[1:]])
     arms = dict(entry.split("=", 1) for entry in options.code or [f"now={ROOT}"])
     e, f = SIZES["hidden_size"], SIZES["intermediate_size"]
     kv = SIZES["num_kv_heads"] * e // SIZES["num_heads"]
