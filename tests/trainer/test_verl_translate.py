@@ -183,6 +183,18 @@ def test_assay_check_says_what_verl_cannot_do(capsys: pytest.CaptureFixture[str]
     assert "rollout.stop is not possible with engine=verl" in capsys.readouterr().err
 
 
+def test_folders_of_models_are_whole_paths_for_processes_that_run_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    parts = [{"kind": "verify_rm", "path": "model"}, {"kind": "implicit", "weights": "org/model"}, {"kind": "rule"}]
+    found = translate.with_whole_paths({"name": "x", "sources": parts})
+    assert found["sources"] == [{"kind": "verify_rm", "path": str(tmp_path / "model")}, *parts[1:]]
+    assert found["name"] == "x"
+    assert parts[0]["path"] == "model"
+
+
 def test_plugins_that_are_switched_off_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")
     with pytest.raises(ConfigError, match="switched off"):

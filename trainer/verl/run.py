@@ -46,7 +46,8 @@ def train(config: Config) -> Path:
     (path / "resolved.yaml").write_text(to_yaml(config), encoding="utf-8")
     environment = _environment(config, path / "verl", done)
     os.environ.update(environment)
-    values = translate.settings(config, files, config.model_dump(mode="json"), list(eos_ids))
+    recipe = translate.with_whole_paths(config.model_dump(mode="json"))
+    values = translate.settings(config, files, recipe, list(eos_ids))
     _start(compose(values, config.verl.overrides, environment), path / "verl" / "verl.yaml")
     return path
 

@@ -160,6 +160,16 @@ def settings(config: Config, files: Files, recipe: dict[str, Any], eos_ids: list
     )
 
 
+def with_whole_paths(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Folders of models that sources name: Ray's processes may run in another folder. A hub id stays."""
+
+    def whole(part: dict[str, Any]) -> dict[str, Any]:
+        named = {key: Path(part[key]).expanduser() for key in ("path", "weights") if isinstance(part.get(key), str)}
+        return part | {key: str(folder.absolute()) for key, folder in named.items() if folder.is_dir()}
+
+    return recipe | {"sources": [whole(part) for part in recipe["sources"]]}
+
+
 def _data_settings(config: Config, files: Files) -> dict[str, Any]:
     return {
         "data.train_files": str(files.train),
