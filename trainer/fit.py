@@ -131,8 +131,9 @@ def fit(config: FitConfig) -> Path:
     with FitSession(config) as session, watched(session.world, config):
         state = session.resume()
         install_sigterm(session)
-        session.folder.open(config, to_yaml(config), session.fit.derived(session.world.size))
-        session.display.table(render_table(session.fit.derived(session.world.size)))
+        derived = session.fit.derived(session.world.size)
+        session.folder.open(config, to_yaml(config), derived)
+        session.display.table(render_table(derived))
         for line in session.fit.lines:
             session.display.note(line)
         if state is None:

@@ -15,7 +15,7 @@ size); H query heads; V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -239,8 +239,12 @@ class Passes:
 
     @property
     def parameters(self) -> int:
-        untied_head = self.head_tokens is None and not self.facts.tied
-        return self.facts.parameters - (self.facts.head_parameters if untied_head else 0)
+        """Without a vocabulary's head that a head of one number replaces."""
+        return self.facts.parameters - self._replaced
+
+    @property
+    def _replaced(self) -> int:
+        return self.facts.head_parameters if self.head_tokens is None and not self.facts.tied else 0
 
     def precision(self, lora: LoraOptions | None) -> Precision:
         if self.compute == 4:
@@ -261,7 +265,7 @@ class Passes:
         compute dtype; whole float32 gradients of one layer and of that rest, before they are spread."""
         facts = self.facts
         layers = 2 if self.reshard_after_forward else facts.num_layers
-        root = self.parameters - facts.num_layers * facts.layer_parameters
+        root = facts.root_parameters - self._replaced
         weights = (root + layers * facts.layer_parameters) * self.compute
         return weights + (0 if lora is not None else (root + facts.layer_parameters) * 4)
 
@@ -269,7 +273,6 @@ class Passes:
 def estimate(config: Config, facts: ModelFacts, ranks: int = 1, device: str | None = None) -> Memory:
     """Of one of `ranks` processes. device: ``cpu`` or ``cuda``, default: the recipe's (``auto``: what is here).
     Raises `ConfigError` for ranks that the recipe cannot be spread over."""
-    check_ranks(config, ranks)
     return _Estimate(config, facts, ranks, device or device_of(config)).memory()
 
 
@@ -279,20 +282,22 @@ def estimate_fit(
     """Of one of `ranks` processes that train a reward model. step_tokens: of an optimizer step, on all ranks; longest:
     sequence, in tokens. What a model that writes its score needs for writing, in evaluations, is not counted. Raises
     `ConfigError` for ranks that the recipe cannot be spread over."""
-    check_replicas(config.hardware, ranks)
-    shards, device = ranks // config.hardware.distributed.replicas if ranks > 1 else 1, device_of(config)
+    shards, device = shards_of(config.hardware, ranks), device_of(config)
     share = math.ceil(step_tokens / ranks)
     tokens = min(max(config.train.max_tokens_per_microbatch, longest), max(share, longest))
     passes = make_passes(config, facts, share, tokens, tokens if head == "lm" else None, shards, device)
     weights = passes.parameters * passes.master / shards
-    resident: Terms = {"weights": weights / MB, "optimizer": 2 * weights / MB}
-    moments = passes.moments("the reward model", None)
-    phases = {name: {n: v / MB for n, v in terms.items() if v} for name, terms in moments.items()}
+    resident: Terms = {"weights": weights, "optimizer": 2 * weights}
     host: Terms = {}
     if device == "cuda" and config.hardware.distributed.offload and ranks > 1:
-        gradients = 4 * passes.parameters / shards / MB
-        resident, host = {}, {**resident, "gradients": gradients}
-    return Memory(PROCESS_MB[device], resident, phases, host=host)
+        resident, host = {}, {**resident, "gradients": 4 * passes.parameters / shards}
+    phases = {name: in_mb(terms) for name, terms in passes.moments("the reward model", None).items()}
+    return Memory(PROCESS_MB[device], in_mb(resident), phases, host=in_mb(host))
+
+
+def in_mb(terms: Mapping[str, float]) -> Terms:
+    """Of bytes; what is 0 is left out."""
+    return {name: value / MB for name, value in terms.items() if value}
 
 
 def device_of(config: Config | FitConfig) -> Literal["cpu", "cuda"]:
@@ -313,16 +318,15 @@ def make_passes(
     )  # fmt: skip
 
 
-def check_ranks(config: Config, ranks: int) -> None:
-    """Raises `ConfigError` for what a run of so many processes refuses."""
-    check_replicas(config.hardware, ranks)
-
-
-def check_replicas(hardware: HardwareConfig, ranks: int) -> None:
+def shards_of(hardware: HardwareConfig, ranks: int) -> int:
+    """How many of so many processes share one copy of a model. Raises `ConfigError` where copies do not divide them."""
     replicas = hardware.distributed.replicas
-    if ranks > 1 and ranks % replicas:
+    if ranks == 1:
+        return 1
+    if ranks % replicas:
         raise ConfigError(f"{replicas} copies of the model cannot share {ranks} ranks.",
                           where="hardware.distributed.replicas", fix=f"choose a divisor of {ranks}")  # fmt: skip
+    return ranks // replicas
 
 
 class _Estimate:
@@ -331,7 +335,7 @@ class _Estimate:
     def __init__(self, config: Config, facts: ModelFacts, ranks: int, device: str):
         self.config, self.facts, self.ranks, self.device = config, facts, ranks, device
         model, rollout, train = config.model, config.rollout, config.train
-        self.shards = ranks // config.hardware.distributed.replicas if ranks > 1 else 1
+        self.shards = shards_of(config.hardware, ranks)
         self.compute, self.master = BYTES[model.compute_dtype], BYTES[model.master_dtype]
         self.engine = BYTES[rollout.dtype]
         self.trained = facts.parameters if model.lora is None else facts.adapter_parameters
@@ -365,12 +369,11 @@ class _Estimate:
             if self.offload:
                 host |= {name: resident.pop(name) for name in list(resident)}
                 host["gradients"] = 4 * self.trained / self.shards
-        in_mb = [{n: v / MB for n, v in terms.items() if v} for terms in (resident, host)]
-        phases_mb = {name: {n: v / MB for n, v in terms.items() if v} for name, terms in phases.items()}
+        phases_mb = {name: in_mb(terms) for name, terms in phases.items()}
         updates = [sum(terms.values()) for name, terms in phases_mb.items() if name.startswith("update")]
         others = [sum(terms.values()) for name, terms in phases_mb.items() if not name.startswith("update")]
         slack = CPU_RESIDUE * min(max(updates), max(others)) if self.device == "cpu" else 0.0
-        return Memory(PROCESS_MB[self.device], in_mb[0], phases_mb, slack, in_mb[1])
+        return Memory(PROCESS_MB[self.device], in_mb(resident), phases_mb, slack, in_mb(host))
 
     # ---- always there ------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ from trainer.combinations import warnings
 from trainer.compose import engine_options
 from trainer.config import Config, DataPart, HardwareConfig, VerifierConfig
 from trainer.derived import derive
-from trainer.memory import BYTES, ModelFacts, check_ranks, declared_sources, model_facts, planned_models
+from trainer.memory import BYTES, ModelFacts, declared_sources, model_facts, planned_models, shards_of
 from trainer.objective import needs_reference
 from trainer.records import check_writable
 from verifiers.errors import ConfigError, DataError
@@ -95,16 +95,16 @@ def check(config: Config, gpus: int | None = None, calibrate: bool = False) -> P
 
 
 def check_gpus(hardware: HardwareConfig, gpus: int) -> None:
-    """Raises `ConfigError` unless the profile is for ranks with a GPU each, and `gpus` is a number of them."""
+    """Raises `ConfigError` unless the profile is for ranks with a GPU each, which its copies of a model divide."""
     if gpus < 1:
         raise ConfigError(f"--gpus {gpus} is no number of GPUs.", where="--gpus", fix="at least 1")
     if hardware.device != "cuda":
         raise ConfigError(f"--gpus is for ranks with a GPU each, and hardware.device={hardware.device}.",
                           where="--gpus", fix="choose a profile with GPUs: hardware=gpu1 or hardware=gpu8")  # fmt: skip
+    shards_of(hardware, gpus)
 
 
 def _check_share(config: Config, gpus: int) -> None:
-    check_ranks(config, gpus)
     trajectories = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
     in_update = trajectories // config.train.minibatches_per_step
     if in_update < gpus:
